@@ -1,0 +1,38 @@
+# One environment in .venv serves every target; it is made once and again when the dependencies change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKDIR ?= runs/digits
+
+.PHONY: help run test test-all lint bench clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[baselines,dev]'
+	touch $@
+
+run: $(STAMP)  ## train on the bundled digits, find the anomalous one, write a report
+	$(BIN)/python -m experiments.train --config configs/digits.py --workdir $(WORKDIR)
+	$(BIN)/python -m experiments.evaluate --workdir $(WORKDIR)
+
+test: $(STAMP)  ## run the tests (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(STAMP)  ## run all tests, the slow proofs too
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## measure training and scoring speed
+	$(BIN)/python -m experiments.benchmark
+
+clean:  ## remove the environment and caches, not the runs
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

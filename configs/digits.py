@@ -1,0 +1,31 @@
+"""U-Net DDPM on scikit-learn's 8x8 handwritten digits: one class is anomalous, the other nine are normal.
+
+    python -m experiments.train --config configs/digits.py --workdir runs/digits
+    python -m experiments.evaluate --workdir runs/digits
+
+`configs/digits.py:3` makes class 3 the anomaly (default 0); `configs/digits.py:all` trains each of the ten settings.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(anomalous_class: str = "0") -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.data = (
+        {"name": "digits_each"}
+        if anomalous_class == "all"
+        else {"name": "digits", "anomalous_class": int(anomalous_class)}
+    )
+    config.transform = {"name": "range", "low": 0.0, "high": 16.0}
+    config.process = {"name": "log_linear", "noise_min": 0.05, "noise_max": 20.0}
+    config.model = {"name": "UNet", "channels": 32, "channel_multipliers": (1, 2), "num_blocks": 1}
+    config.denoiser = {"predicts": "edm", "sigma_data": 0.75}
+    config.loss = {"name": "weighted", "weighting": "edm"}
+    config.optimizer = {"learning_rate": 2e-3, "weight_decay": 0.01}
+    config.training = {"num_steps": 1000, "batch_size": 64}
+    config.sampler = {"name": "ddim"}
+    config.decoder = {"name": "discretised_gaussian_decoder", "levels": 17}
+    config.score = {"name": "one_step", "times": (0.5, 0.6), "num_draws": 8}
+    config.scoring = {"batch_size": 256}
+    return config

@@ -1,0 +1,80 @@
+"""Classical detectors behind one signature, each with its library's default settings."""
+
+from collections.abc import Callable
+
+import numpy as np
+from sklearn.ensemble import IsolationForest
+from sklearn.neighbors import NearestNeighbors
+from sklearn.svm import OneClassSVM
+
+from diffad_jax.data import transforms
+from diffad_jax.errors import InputError
+
+MAX_OCSVM_ROWS = 10_000
+
+
+def fit_score(name: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Fit the baseline `name` on normals [N, ...] and score test rows [M, ...]: float64 [M], higher = more anomalous.
+
+    Data are flattened to vectors and standardised with the mean and std of `train`. Names: see BASELINES.
+    Raises InputError on an unknown name, on data that are not finite or differ in shape, and for copod without PyOD.
+    """
+    if name not in BASELINES:
+        raise InputError(f"baseline: found {name!r}, allowed are {', '.join(BASELINES)}")
+    standardise = transforms.fit("standardise", train)
+    rows, test_rows = (standardise.apply(x).reshape(len(x), -1) for x in (train, test))
+    return np.asarray(BASELINES[name](rows, test_rows, seed), np.float64)
+
+
+def iforest(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+    """Isolation forest (Liu et al. 2008)."""
+    return -IsolationForest(random_state=seed).fit(train).score_samples(test)
+
+
+def ocsvm(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+    """One-class SVM with an RBF kernel (Schölkopf et al. 2001).
+
+    Its cost is quadratic: of more than 10,000 training rows a random 10,000, drawn with `seed`, are used.
+    """
+    if len(train) > MAX_OCSVM_ROWS:
+        train = train[np.random.default_rng(seed).choice(len(train), MAX_OCSVM_ROWS, replace=False)]
+    return -OneClassSVM().fit(train).score_samples(test)
+
+
+def copod(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+    """Copula-based outlier detection (Li et al. 2020), PyOD's implementation; deterministic.
+
+    Columns that are constant in `train` tell nothing and are dropped: their skewness is NaN, which PyOD would spread
+    over all scores. PyOD ranks test rows together with the training rows, so a score depends on the other test rows and
+    the ranking fails where anomalies are the majority of all rows.
+    """
+    try:
+        from pyod.models.copod import COPOD
+    except ImportError as error:
+        raise InputError("copod: PyOD is not installed: pip install diffad_jax[baselines]") from error
+    varying = train.min(axis=0) < train.max(axis=0)
+    if not varying.any():
+        return np.zeros(len(test))
+    # float64, since the skewness of a nearly constant column loses all its digits in float32.
+    detector = COPOD().fit(train[:, varying].astype(np.float64))
+    return detector.decision_function(test[:, varying].astype(np.float64))
+
+
+def knn(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+    """Euclidean distance to the nearest training row; memory stays bounded at any size."""
+    return NearestNeighbors(n_neighbors=1).fit(train).kneighbors(test)[0][:, 0]
+
+
+def mahalanobis(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+    """Squared Mahalanobis distance to the training mean under the OAS-shrunk covariance (Chen et al. 2010)."""
+    whitened = transforms.fit("whiten", train).apply(test)
+    return np.square(whitened, dtype=np.float64).sum(axis=1)
+
+
+BASELINES: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
+    "iforest": iforest,
+    "ocsvm": ocsvm,
+    "copod": copod,
+    "knn": knn,
+    "mahalanobis": mahalanobis,
+}

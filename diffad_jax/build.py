@@ -1,0 +1,46 @@
+"""From names in a config to the things they name, with errors that list what is allowed."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from diffad_jax.errors import InputError
+
+
+def nearest(found: str, allowed: Iterable[str]) -> str:
+    """ "allowed are a, b, c" for an error line, the closest match to `found` named first."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(found, allowed, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}allowed are {', '.join(allowed)}"
+
+
+def build(key: str, choices: Mapping[str, Callable[..., Any]], spec: Mapping[str, Any], **given: Any) -> Any:
+    """choices[spec["name"]](**given, **rest of spec); config keys equal the argument names of what they build.
+
+    given: arguments that the program supplies; those that the choice does not take are left out.
+    Raises InputError naming the config key (`key.name`, `key.argument`) on an unknown name or argument, or a missing one.
+    """
+    if "name" not in spec:
+        raise InputError(f"config.{key}: has no `name`; {nearest('', choices)}")
+    name = spec["name"]
+    if name not in choices:
+        raise InputError(f"config.{key}.name: found {name!r}; {nearest(str(name), choices)}")
+    target = choices[name]
+    parameters = inspect.signature(target).parameters
+    arguments = {k: plain(v) for k, v in spec.items() if k != "name"}
+    settable = [p for p in parameters if p not in given and p not in ("parent", "name")]
+    for argument in arguments:
+        if argument not in settable:
+            raise InputError(f"config.{key}.{argument}: {name} takes no such argument; {nearest(argument, settable)}")
+    arguments |= {k: v for k, v in given.items() if k in parameters}
+    for argument, parameter in parameters.items():
+        if parameter.default is parameter.empty and argument not in arguments and argument in settable:
+            raise InputError(f"config.{key}.{argument}: {name} needs it")
+    return target(**arguments)
+
+
+def plain(value: Any) -> Any:
+    """Lists, which JSON makes of tuples, become tuples again."""
+    return tuple(plain(v) for v in value) if isinstance(value, list | tuple) else value

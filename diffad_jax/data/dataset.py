@@ -1,0 +1,130 @@
+"""The one data type all loaders return, and the only place where a training set is selected."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from diffad_jax.errors import InputError
+
+MIN_TRAIN_ROWS = 8
+PAPER_ROWS = 1000
+CHUNK_VALUES = 1 << 22
+
+
+class Dataset(NamedTuple):
+    """A one-class problem: train on normals, test on normals and anomalies.
+
+    name: for reports.  train: float32 [N, D] or [N, H, W, C], normals only.  test: float32 [M, ...].
+    labels: int [M], 0 normal, 1 anomaly.  Values are raw; `transforms.fit(..., train)` brings them to model range.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    labels: np.ndarray
+
+
+def first_nonfinite(rows: np.ndarray) -> tuple[int, int]:
+    """Count the rows of [n, ...] holding a NaN or an infinity: (count, index of the first or -1), in bounded memory."""
+    count, first = 0, -1
+    for start, stop in chunks(rows):
+        bad = np.flatnonzero(~np.isfinite(rows[start:stop].reshape(stop - start, -1)).all(axis=1))
+        if len(bad) and first < 0:
+            first = start + int(bad[0])
+        count += len(bad)
+    return count, first
+
+
+def chunks(rows: np.ndarray) -> list[tuple[int, int]]:
+    """Row ranges (start, stop) that cover [n, ...] with at most about 4 million values in each."""
+    step = max(1, CHUNK_VALUES // max(1, int(np.prod(rows.shape[1:]))))
+    return [(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]
+
+
+def checked(X: ArrayLike, y: ArrayLike, source: str) -> tuple[np.ndarray, np.ndarray]:
+    """Validate a labelled table or stack of pictures and return it as (float32 X, int64 y).
+
+    X: [n, D], [n, H, W] (gets C = 1) or [n, H, W, C].  y: [n] of 0 (normal) and 1 (anomaly), both present.
+    Constant columns are allowed: the transforms divide by 1 where the spread is 0.
+    Raises InputError, naming `source`, on other shapes or labels, on values that are not numbers, and on
+    rows that are not finite as float32: what to do about missing values is the owner's decision, not ours.
+    """
+    X, y = np.asarray(X), np.asarray(y)
+    if X.dtype.kind not in "fiub" or y.dtype.kind not in "fiub":
+        raise InputError(f"{source}: X is {X.dtype} and y is {y.dtype}, both must be real numbers")
+    if X.ndim not in (2, 3, 4) or 0 in X.shape:
+        raise InputError(f"{source}: X has shape {X.shape}, allowed are non-empty [n, D], [n, H, W] and [n, H, W, C]")
+    if y.shape != X.shape[:1]:
+        raise InputError(f"{source}: y has shape {y.shape}, X has {X.shape[0]} rows: y must be [{X.shape[0]}]")
+    values = np.unique(y)
+    if not np.array_equal(values, [0, 1]):
+        shown = ", ".join(str(v) for v in values[:5].tolist()) + (", ..." if len(values) > 5 else "")
+        raise InputError(f"{source}: y holds the labels {shown}, it must hold both 0 (normal) and 1 (anomaly) only")
+    with np.errstate(over="ignore"):
+        X = X.astype(np.float32, copy=False)
+    count, first = first_nonfinite(X)
+    if count:
+        raise InputError(
+            f"{source}: {count} of {len(X)} rows of X are not finite as float32 (first: row {first}): "
+            "fill or remove them"
+        )
+    return (X[..., None] if X.ndim == 3 else X), y.astype(np.int64)
+
+
+def one_class_split(
+    X: ArrayLike, y: ArrayLike, name: str, *, protocol: str = "clean", seed: int = 0, source: str | None = None
+) -> Dataset:
+    """Split labelled rows into normal-only training rows and a labelled test set.
+
+    train = the first round(0.5 n) of the n normal rows; test = the other normals, then all anomalies.
+    X: [n, D], [n, H, W] or [n, H, W, C]; y: [n], 0 normal, 1 anomaly; both are validated as in `checked`.
+
+    protocol "clean": seed 0 keeps the file order; each seed from 1 on shuffles the normals before the split.
+    protocol "paper": sets under 1,000 rows are first resampled to 1,000 WITH replacement. THIS LEAKS: copies of one
+    row land in train and in test, which flatters methods that memorise. Use it only beside tables produced that way
+    (the resampling is that of ADBench's data generator, Han et al. 2022, arXiv:2206.09426).
+    Raises InputError on invalid data, an unknown protocol, a negative seed or fewer than 8 training rows.
+    """
+    source = source or name
+    if protocol not in ("clean", "paper"):
+        raise InputError(f"protocol: found {protocol!r}, allowed are 'clean' and 'paper'")
+    if seed < 0:
+        raise InputError(f"seed: found {seed}, allowed are integers from 0")
+    X, y = checked(X, y, source)
+    if protocol == "paper" and len(y) < PAPER_ROWS:
+        draw = np.random.default_rng(seed).choice(len(y), PAPER_ROWS, replace=True)
+        X, y = X[draw], y[draw]
+    normal, anomalous = np.flatnonzero(y == 0), np.flatnonzero(y == 1)
+    if seed > 0:
+        normal = np.random.default_rng(seed).permutation(normal)
+    half = round(0.5 * len(normal))
+    if half < MIN_TRAIN_ROWS:
+        raise InputError(f"{source}: {len(normal)} normal rows give {half} to train on, needed are {MIN_TRAIN_ROWS}")
+    test = np.concatenate([normal[half:], anomalous])
+    return Dataset(name, X[normal[:half]], X[test], y[test])
+
+
+def read_npz(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read the arrays `X` and `y` of an `.npz` file as stored; pickled objects are never loaded.
+
+    Raises InputError when the file is missing, is no zip archive, is damaged, or lacks X or y.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, expected an .npz with arrays X and y")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: not an .npz archive, expected one with arrays X and y")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in ("X", "y") if key not in archive.files]
+            if missing:
+                raise InputError(f"{path}: holds {sorted(archive.files)}, array {' and '.join(missing)} is missing")
+            return archive["X"], archive["y"]
+    except InputError:
+        raise
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read as numbers ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,39 @@
+"""Data sets by name: what `config.data` can ask for. Every loader gives one or more one-class problems."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffad_jax.build import build
+from diffad_jax.data.adbench import adbench, adbench_names
+from diffad_jax.data.dataset import Dataset
+from diffad_jax.data.digits import digits
+from diffad_jax.data.raw import mnist_c, pictures
+
+
+def digits_each(anomalous_classes: Sequence[int] = tuple(range(10))) -> tuple[Dataset, ...]:
+    """The digits problem with each of the classes in turn as the anomaly."""
+    return tuple(digits(anomalous_class=c) for c in anomalous_classes)
+
+
+def adbench_folder(
+    path: str | Path, rows: Sequence[str] = (), protocol: str = "clean", seed: int = 0
+) -> tuple[Dataset, ...]:
+    """The ADBench sets named in `rows`, or all in the folder; see `adbench.adbench`."""
+    return tuple(adbench(path, name, protocol, seed) for name in rows or adbench_names(path))
+
+
+LOADERS: dict[str, Callable[..., Dataset | tuple[Dataset, ...]]] = {
+    "adbench": adbench,
+    "adbench_folder": adbench_folder,
+    "digits": digits,
+    "digits_each": digits_each,
+    "mnist_c": mnist_c,
+    "pictures": pictures,
+}
+
+
+def load(spec: Mapping[str, Any]) -> tuple[Dataset, ...]:
+    """The data sets that `config.data` describes. Sets that share a training set share the array `train` itself."""
+    loaded = build("data", LOADERS, spec)
+    return (loaded,) if isinstance(loaded, Dataset) else loaded

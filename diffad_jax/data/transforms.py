@@ -1,0 +1,159 @@
+"""Statistics of the training normals that bring raw values to model range; evaluation needs only the saved arrays."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffad_jax.data.dataset import chunks, first_nonfinite
+from diffad_jax.errors import InputError
+
+Arrays = dict[str, np.ndarray]
+
+MAX_WHITEN_WIDTH = 8192
+
+
+class Transform(NamedTuple):
+    """A fitted affine map of a datum of `shape`; `arrays` holds all that `apply` needs.
+
+    With x flattened, and divided by its L2 norm where `l2` is true: (x - center) * scale or (x - center) @ matrix.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    arrays: Arrays
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """Map raw x [n, ...] to float32 [n, ...]; computed in float64, chunk by chunk in bounded memory.
+
+        Raises InputError on data of another shape and on rows that are not finite.
+        """
+        x = _checked(x, self.shape)
+        result = np.empty(x.shape, np.float32)
+        for start, stop in chunks(x):
+            rows = _rows(x, start, stop, bool(self.arrays["l2"])) - self.arrays["center"]
+            rows = rows @ self.arrays["matrix"] if "matrix" in self.arrays else rows * self.arrays["scale"]
+            result[start:stop] = rows.reshape(-1, *self.shape)
+        return result
+
+    def to_arrays(self) -> Arrays:
+        """Everything as plain arrays, for `np.savez` and for `from_arrays`."""
+        return {"name": np.array(self.name), "shape": np.array(self.shape, np.int64), **self.arrays}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Transform":
+        """The transform whose `to_arrays` gave these arrays; raises InputError when one of them is missing."""
+        keys = set(arrays)
+        if not {"name", "shape", "l2", "center"} <= keys or not keys & {"scale", "matrix"}:
+            raise InputError(
+                f"transform: found the arrays {sorted(keys)}, expected name, shape, l2, center and scale or matrix"
+            )
+        rest = {str(key): np.asarray(arrays[key]) for key in keys - {"name", "shape"}}
+        return cls(str(arrays["name"]), tuple(int(n) for n in arrays["shape"]), rest)
+
+
+def fit(name: str, train: np.ndarray, **options: Any) -> Transform:
+    """Fit the transform `name` on training normals [N, ...].
+
+    "range" (low, high): 2 (x - low) / (high - low) - 1, so [low, high] -> [-1, 1]; later values are not clipped.
+    "standardise": (x - mean) / std per column; a constant column is divided by 1.
+    "whiten" (l2 = False): (x - mean) W with W = C^(-1/2) symmetric (ZCA) and C the covariance of the normals with OAS
+    shrinkage, so that they have about unit covariance even for N << D. `l2` divides each row by its L2 norm first.
+    A constant column has the variance that the shrinkage lends it.
+
+    Source of the shrinkage: Chen et al. 2010, "Shrinkage algorithms for MMSE covariance estimation", eq. 23, in the
+    form of scikit-learn's `oas`, which neglects the terms 2/p.
+    Raises InputError on an unknown name or option, rows that are not finite, training values outside [low, high], or
+    more than 8192 columns to whiten.
+    """
+    if name not in FITS:
+        raise InputError(f"transform: found {name!r}, allowed are {', '.join(map(repr, FITS))}")
+    train = np.asarray(train)
+    if train.ndim < 2 or len(train) < 2:
+        raise InputError(f"transform {name!r}: train has shape {train.shape}, allowed is [N, ...] with N >= 2")
+    train = _checked(train, train.shape[1:])
+    try:
+        inspect.signature(FITS[name]).bind(train, **options)
+    except TypeError as error:
+        raise InputError(f"transform {name!r}: {error}") from error
+    return Transform(name, train.shape[1:], FITS[name](train, **options))
+
+
+def _fit_range(train: np.ndarray, low: float, high: float) -> Arrays:
+    if not low < high or train.min() < low or train.max() > high:
+        raise InputError(
+            f"transform 'range': low = {low}, high = {high}, but training values span "
+            f"[{train.min():g}, {train.max():g}], which [low, high] must hold"
+        )
+    # Scalars broadcast over the columns, so a picture's statistics stay two numbers.
+    return {"l2": np.array(False), "center": np.array((low + high) / 2.0), "scale": np.array(2.0 / (high - low))}
+
+
+def _fit_standardise(train: np.ndarray) -> Arrays:
+    mean = _mean(train, l2=False)
+    squares = np.zeros_like(mean)
+    for start, stop in chunks(train):
+        squares += np.square(_rows(train, start, stop, l2=False) - mean).sum(axis=0)
+    std = np.sqrt(squares / len(train))
+    rows = train.reshape(len(train), -1)
+    # By equality, since the rounding of the mean leaves a constant column a spread just above 0.
+    std[rows.min(axis=0) == rows.max(axis=0)] = 1.0
+    return {"l2": np.array(False), "center": mean, "scale": 1.0 / std}
+
+
+def _fit_whiten(train: np.ndarray, l2: bool = False) -> Arrays:
+    mean = _mean(train, l2)
+    if len(mean) > MAX_WHITEN_WIDTH:
+        raise InputError(f"transform 'whiten': {len(mean)} columns, allowed are up to {MAX_WHITEN_WIDTH}")
+    covariance = np.zeros((len(mean), len(mean)))
+    for start, stop in chunks(train):
+        rows = _rows(train, start, stop, l2) - mean
+        covariance += rows.T @ rows
+    covariance /= len(train)
+    # Normals that are all alike leave only rounding errors, which must not be scaled up to 1.
+    if covariance.trace() <= 1e-24 * np.square(mean).sum():
+        return {"l2": np.array(l2), "center": mean, "matrix": np.eye(len(mean))}
+    values, vectors = np.linalg.eigh(_oas(covariance, len(train)))
+    return {"l2": np.array(l2), "center": mean, "matrix": (vectors / np.sqrt(values)) @ vectors.T}
+
+
+FITS: dict[str, Callable[..., Arrays]] = {
+    "range": _fit_range,
+    "standardise": _fit_standardise,
+    "whiten": _fit_whiten,
+}
+
+
+def _oas(covariance: np.ndarray, n: int) -> np.ndarray:
+    """(1 - rho) S + rho mu I, with mu the mean variance and rho the oracle-approximating shrinkage for n rows."""
+    p = len(covariance)
+    mu = covariance.trace() / p
+    mean_square = np.square(covariance).mean()
+    excess = (n + 1) * (mean_square - mu**2 / p)
+    rho = min((mean_square + mu**2) / excess, 1.0) if excess > 0 else 1.0
+    return (1 - rho) * covariance + rho * mu * np.eye(p)
+
+
+def _rows(x: np.ndarray, start: int, stop: int, l2: bool) -> np.ndarray:
+    """A chunk as float64 rows [n, D]; a row of zeros has no direction and stays as it is."""
+    rows = x[start:stop].reshape(stop - start, -1).astype(np.float64)
+    if l2:
+        norm = np.linalg.norm(rows, axis=1, keepdims=True)
+        rows /= np.where(norm > 0, norm, 1.0)
+    return rows
+
+
+def _mean(x: np.ndarray, l2: bool) -> np.ndarray:
+    return sum(_rows(x, start, stop, l2).sum(axis=0) for start, stop in chunks(x)) / len(x)
+
+
+def _checked(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    x = np.asarray(x)
+    if x.dtype.kind not in "fiub" or x.ndim == 0 or x.shape[1:] != shape:
+        expected = ", ".join(map(str, ("n", *shape)))
+        raise InputError(f"transform: data is {x.dtype} {x.shape}, allowed are numbers [{expected}]")
+    count, first = first_nonfinite(x)
+    if count:
+        raise InputError(f"transform: {count} of {len(x)} rows are not finite (first: row {first})")
+    return x

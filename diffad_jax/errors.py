@@ -1,0 +1,5 @@
+"""What a user can get wrong."""
+
+
+class InputError(ValueError):
+    """Bad input from outside: one line that names the file, key or argument, what was found and what is allowed."""

@@ -1,0 +1,108 @@
+"""The training loop: batches in, log lines and checkpoints out. All arithmetic is in `training`."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from tqdm import tqdm
+
+from diffad_jax.checkpoint import Checkpoints
+from diffad_jax.logs import Log
+from diffad_jax.training import Batch, TrainState, make_dispatch
+
+TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient stopped being finite."""
+
+
+def batch_rows(seed: int, num_rows: int, start: int, count: int) -> np.ndarray:
+    """The training rows at places start..start+count-1 of the shuffled stream, int [count].
+
+    The stream is one permutation of the rows an epoch, drawn from (seed, epoch): a function of its arguments alone, so that
+    a resumed run reads what the unbroken one would have read.
+    """
+    places = np.arange(start, start + count)
+    epochs = places // num_rows
+    rows = np.empty(count, np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        rows[here] = np.random.default_rng([seed, epoch]).permutation(num_rows)[places[here] % num_rows]
+    return rows
+
+
+def fit(
+    train_step: TrainStep,
+    state: TrainState,
+    train: np.ndarray,
+    workdir: str | Path,
+    *,
+    seed: int,
+    num_steps: int,
+    batch_size: int,
+    steps_per_dispatch: int = 1,
+    log_every: int = 50,
+    checkpoint_every: int = 1000,
+    progress: str | None = None,
+) -> TrainState:
+    """Trains from the newest checkpoint of workdir, or from `state`, up to num_steps, and saves the last state.
+
+    train: transformed normals, [N, ...]. steps_per_dispatch: steps compiled into one program. log_every and
+    checkpoint_every are rounded up to whole dispatches. progress: the label of a progress bar on standard error, or None.
+    Raises Diverged, with the last good checkpoint, when the loss or gradient norm is not finite.
+    """
+    key = jax.random.key(seed)
+    dispatches: dict[int, Any] = {}
+    place = jnp.arange(batch_size)
+    with Checkpoints(Path(workdir) / "checkpoints") as checkpoints, Log(workdir) as log:
+        state = checkpoints.restore(state) or state
+        first = step = int(state.step)
+        pending: tuple[int, dict[str, Array]] | None = None
+        bar = tqdm(total=num_steps, initial=first, desc=progress, disable=progress is None, unit="step")
+        started = time.perf_counter()
+
+        def read(now: tuple[int, dict[str, Array]] | None, write: bool) -> None:
+            """Waits for the metrics of a past dispatch, checks them, shows them and, if asked, logs them."""
+            if now is None:
+                return
+            at, values = now[0], {name: float(value) for name, value in now[1].items()}
+            if not all(map(math.isfinite, values.values())):
+                raise Diverged(
+                    f"step {at}: loss {values['loss']}, gradient norm {values['grad_norm']}; last good checkpoint: "
+                    f"{checkpoints.latest() or 'none'}. Likely causes: learning rate too high, too little warm-up, "
+                    "values far outside the expected range in the training data"
+                )
+            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+            if write:
+                log.write(at, {**values, "steps_per_second": (at - first) / (time.perf_counter() - started)})
+
+        while step < num_steps:
+            count = min(steps_per_dispatch, num_steps - step)
+            if count not in dispatches:
+                dispatches[count] = make_dispatch(train_step, count)
+            rows = batch_rows(seed, len(train), step * batch_size, count * batch_size).reshape(count, batch_size)
+            state, metrics = dispatches[count](state, Batch(jnp.asarray(train[rows]), jnp.tile(place, (count, 1))), key)
+            # The metrics of the dispatch before are read while this one runs, so that the device never waits for us.
+            read(pending, write=pending is not None and _crosses(pending[0], count, log_every))
+            step += count
+            pending = step, metrics
+            bar.update(count)
+            if _crosses(step, count, checkpoint_every) and step < num_steps:
+                read(pending, write=False)
+                checkpoints.save(step, state)
+        read(pending, write=True)
+        bar.close()
+        checkpoints.save(num_steps, state)
+    return state
+
+
+def _crosses(step: int, count: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (step - count, step]."""
+    return step // every > (step - count) // every

@@ -1,0 +1,57 @@
+"""A residual multilayer perceptron for feature vectors."""
+
+import flax.linen as nn
+import jax
+
+from diffad_jax.errors import InputError
+from diffad_jax.models.layers import timestep_embedding
+
+TIME_WIDTH = 128  # Wide enough for time, narrow enough that conditioning costs a fraction of the blocks.
+
+
+class MLP(nn.Module):
+    """Residual MLP, each block h + W_2 silu(W_1 (LayerNorm(h) (1 + scale(t)) + shift(t))).
+
+    Attributes:
+        width: features of the hidden layers.
+        depth: number of blocks.
+        dropout: rate in [0, 1), active when train is True (needs a "dropout" key).
+        learned_variance: double the output: the prediction, then the variance logits.
+        dtype: compute type; parameters and normalisations stay in float32.
+
+    Source: the residual MLP of Gorishniy et al. 2021, section 3.2, conditioned as in Perez et al. 2018, equation 1.
+    """
+
+    width: int = 512
+    depth: int = 3
+    dropout: float = 0.0
+    learned_variance: bool = False
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_t: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
+        """Map x_t [B, D] at times t [B] in [0, 1] to [B, D], or [B, 2 D] with learned_variance.
+
+        Raises:
+            InputError: x_t is not [B, D].
+        """
+        if x_t.ndim != 2:
+            raise InputError(f"x_t: found shape {x_t.shape}, need [B, D]")
+        time = timestep_embedding(t, TIME_WIDTH)
+        time = nn.silu(nn.Dense(TIME_WIDTH, dtype=self.dtype, name="time_0")(time))
+        time = nn.silu(nn.Dense(TIME_WIDTH, dtype=self.dtype, name="time_1")(time))
+
+        h = nn.Dense(self.width, dtype=self.dtype, name="input")(x_t)
+        for i in range(self.depth):
+            condition = nn.Dense(2 * self.width, dtype=self.dtype, name=f"condition_{i}")(time)
+            scale, shift = condition[:, : self.width], condition[:, self.width :]
+            r = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype)(h) * (1 + scale) + shift
+            r = nn.silu(nn.Dense(self.width, dtype=self.dtype, name=f"hidden_{i}")(r))
+            r = nn.Dropout(self.dropout, deterministic=not train)(r)
+            h = h + nn.Dense(self.width, dtype=self.dtype, name=f"residual_{i}")(r)
+
+        h = nn.silu(nn.LayerNorm(dtype=self.dtype, name="norm")(h))
+        outputs = x_t.shape[-1] * (2 if self.learned_variance else 1)
+        return nn.Dense(outputs, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="output")(h).astype(
+            x_t.dtype
+        )

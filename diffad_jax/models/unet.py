@@ -1,0 +1,160 @@
+"""The U-Net of Dhariwal & Nichol 2021 ("Diffusion models beat GANs on image synthesis"), without class labels."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffad_jax.errors import InputError
+from diffad_jax.models.attention import attention
+from diffad_jax.models.layers import GroupNorm, conv3x3, downsample, timestep_embedding, upsample
+
+
+class ResBlock(nn.Module):
+    """Residual block, conditioned on time between its two convolutions, that may also halve or double the picture."""
+
+    features: int
+    resample: Literal["none", "down", "up"] = "none"
+    scale_shift: bool = True
+    dropout: float = 0.0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time: jax.Array, train: bool) -> jax.Array:
+        """Map x [B, H, W, C] and the activated time embedding [B, E] to [B, H', W', features]."""
+        resample = {"none": lambda h: h, "down": downsample, "up": upsample}[self.resample]
+        h = resample(nn.silu(GroupNorm(name="in_norm")(x)))
+        h = conv3x3(self.features, dtype=self.dtype, name="in_conv")(h)
+        x = resample(x)
+
+        condition = nn.Dense(self.features * (2 if self.scale_shift else 1), dtype=self.dtype, name="emb")(time)
+        norm = GroupNorm(name="out_norm")
+        h = norm(h, *jnp.split(condition, 2, axis=-1)) if self.scale_shift else norm(h + condition[:, None, None])
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+        h = conv3x3(self.features, zero=True, dtype=self.dtype, name="out_conv")(h)
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Residual self-attention over the pixels."""
+
+    num_heads: int = 1
+    head_channels: int | None = None
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map [B, H, W, C] to the same shape."""
+        batch, height, width, channels = x.shape
+        heads, rest = divmod(channels, self.head_channels) if self.head_channels else (self.num_heads, 0)
+        if rest or channels % heads:
+            raise InputError(
+                f"num_heads={self.num_heads}, head_channels={self.head_channels}: {channels} channels do not divide"
+            )
+        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(GroupNorm(name="norm")(x))
+        # Published weights hold q, k, v one after the other within each head.
+        q, k, v = jnp.split(qkv.reshape(batch, height * width, heads, -1), 3, axis=-1)
+        h = attention(q, k, v).reshape(x.shape)
+        return x + nn.Dense(channels, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="proj_out")(h)
+
+
+class UNet(nn.Module):
+    """U-Net with residual blocks, time conditioning and self-attention.
+
+    Attributes:
+        channels: channels at full resolution, before multiplication.
+        channel_multipliers: one a level; each further level halves the picture.
+        num_blocks: residual blocks a level on the way down (one more on the way up).
+        attention_factors: down-sampling factors 1, 2, 4, ... at which blocks are followed by attention;
+            the middle of the network always has it.
+        num_heads: attention heads, unless head_channels is set.
+        head_channels: channels a head; the number of heads follows.
+        scale_shift: time scales and shifts the normalised features (True) or is added before normalising (False).
+            Where there are 32 channels or fewer, a group is one channel and its normalisation removes what was added.
+        resample: "block", residual blocks halve and double the picture; "conv", single convolutions do.
+        dropout: rate in [0, 1), active when train is True (needs a "dropout" key).
+        learned_variance: double the output channels: the prediction, then the variance logits.
+        dtype: compute type; parameters, normalisations and softmax stay in float32.
+
+    Source: Dhariwal & Nichol 2021, section 3; the down-sampling path of Ho et al. 2020, appendix B.
+    """
+
+    channels: int = 32
+    channel_multipliers: Sequence[int] = (1, 2, 2)
+    num_blocks: int = 1
+    attention_factors: Sequence[int] = ()
+    num_heads: int = 1
+    head_channels: int | None = None
+    scale_shift: bool = True
+    resample: Literal["block", "conv"] = "block"
+    dropout: float = 0.0
+    learned_variance: bool = False
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_t: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
+        """Map x_t [B, H, W, C] at times t [B] in [0, 1] to [B, H, W, C], or [B, H, W, 2 C] with learned_variance.
+
+        Raises:
+            InputError: H or W cannot be halved at every level, or resample is unknown.
+        """
+        last_level = len(self.channel_multipliers) - 1
+        multiple = 2**last_level
+        if x_t.ndim != 4 or x_t.shape[1] % multiple or x_t.shape[2] % multiple:
+            raise InputError(f"x_t: found shape {x_t.shape}, need [B, H, W, C] with H and W multiples of {multiple}")
+        if self.resample not in ("block", "conv"):
+            raise InputError(f'resample: found {self.resample!r}, allowed are "block" and "conv"')
+
+        residual = partial(ResBlock, scale_shift=self.scale_shift, dropout=self.dropout, dtype=self.dtype)
+        self_attention = partial(AttentionBlock, self.num_heads, self.head_channels, self.dtype)
+        by_block = self.resample == "block"
+
+        time = timestep_embedding(t, self.channels)
+        time = nn.silu(nn.Dense(4 * self.channels, dtype=self.dtype, name="time_0")(time))
+        time = nn.silu(nn.Dense(4 * self.channels, dtype=self.dtype, name="time_2")(time))
+
+        # Names follow the numbering of published checkpoints, so that `published.py` needs no second description.
+        h = conv3x3(self.channels * self.channel_multipliers[0], dtype=self.dtype, name="down_0_0")(x_t)
+        skips = [h]
+        for level, multiplier in enumerate(self.channel_multipliers):
+            for _ in range(self.num_blocks):
+                name = f"down_{len(skips)}"
+                h = residual(self.channels * multiplier, name=f"{name}_0")(h, time, train)
+                if 2**level in self.attention_factors:
+                    h = self_attention(name=f"{name}_1")(h)
+                skips.append(h)
+            if level < last_level:
+                name = f"down_{len(skips)}_0"
+                if by_block:
+                    h = residual(h.shape[-1], "down", name=name)(h, time, train)
+                else:
+                    h = conv3x3(h.shape[-1], strides=2, dtype=self.dtype, name=f"{name}_op")(h)
+                skips.append(h)
+
+        h = residual(h.shape[-1], name="middle_0")(h, time, train)
+        h = self_attention(name="middle_1")(h)
+        h = residual(h.shape[-1], name="middle_2")(h, time, train)
+
+        total = len(skips)
+        for level in range(last_level, -1, -1):
+            for _ in range(self.num_blocks + 1):
+                name = f"up_{total - len(skips)}"
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = residual(self.channels * self.channel_multipliers[level], name=f"{name}_0")(h, time, train)
+                if has_attention := 2**level in self.attention_factors:
+                    h = self_attention(name=f"{name}_1")(h)
+            if level:
+                name = f"{name}_{2 if has_attention else 1}"
+                if by_block:
+                    h = residual(h.shape[-1], "up", name=name)(h, time, train)
+                else:
+                    h = conv3x3(h.shape[-1], dtype=self.dtype, name=f"{name}_conv")(upsample(h))
+
+        h = nn.silu(GroupNorm(name="out_0")(h))
+        outputs = x_t.shape[-1] * (2 if self.learned_variance else 1)
+        return conv3x3(outputs, zero=True, dtype=self.dtype, name="out_2")(h).astype(x_t.dtype)

@@ -1,0 +1,267 @@
+"""The report of an evaluation: one HTML file that opens without a network, and its figures as PNG files beside it."""
+
+import base64
+import os
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from diffad_jax import figures
+from diffad_jax.errors import InputError
+from diffad_jax.figures import Pictures
+from diffad_jax.metrics import bootstrap_interval, metrics
+
+METRICS = {"auroc": "AUROC", "aupr": "AUPR", "f1": "F1", "fpr95": "FPR95"}
+ByMethod = dict[str, dict[str, float]]  # the fractions of `metrics` per method
+# Nothing but inline styles and data: pictures may load, whatever the strings in the report hold.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+GRID_CAPTION = """<p>From high to low score; above each picture its true class and its score.
+Noised pictures are clipped to the range of the input; the error maps share one colour scale.</p>"""
+STYLE = """
+:root { color-scheme: light; --ink: #1f2937; --muted: #6b7280; --line: #e5e7eb; --accent: #0072b2; --tint: #e8f2f9; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f3f4f6; color: var(--ink); line-height: 1.5;
+  font-family: system-ui, "Segoe UI", "Liberation Sans", "DejaVu Sans", sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 2rem 1.25rem; }
+h1 { margin: 0; font-size: 1.75rem; line-height: 1.2; } h2 { margin: 0 0 .75rem; font-size: 1.2rem; }
+p { margin: .5rem 0; color: var(--muted); font-size: .9rem; }
+section, details { margin: 1rem 0; padding: 1.25rem; background: #fff; border: 1px solid var(--line);
+  border-radius: 10px; overflow-x: auto; }
+summary { cursor: pointer; font-weight: 600; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: .75rem 1.5rem; margin: 1rem 0; }
+dt { color: var(--muted); font-size: .8rem; } dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .75rem 0; }
+th, td { padding: .4rem .75rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child { text-align: left; font-weight: 500; }
+thead th, thead th:first-child { color: var(--muted); font-size: .85rem; font-weight: 600; }
+.methods tbody tr:first-child, .settings :is(td, th):nth-child(2) { background: var(--tint); }
+.methods tbody tr:first-child th, .settings thead th:nth-child(2) { color: var(--accent); font-weight: 700; }
+.settings tbody tr:last-child :is(td, th) { border-top: 2px solid var(--ink); }
+.settings tbody tr:last-child th, .best { font-weight: 700; }
+small { color: var(--muted); font-weight: 400; }
+a { color: inherit; text-decoration-color: var(--accent); text-underline-offset: 3px; }
+figure { margin: 1rem 0 0; } img { display: block; max-width: 100%; height: auto; }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1rem; }
+.tables { display: flex; flex-wrap: wrap; column-gap: 2rem; }
+.config { width: 100%; font: .85rem ui-monospace, "DejaVu Sans Mono", monospace; }
+.config :is(th, td) { padding: .15rem .5rem; text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; }
+"""
+
+
+class Result(NamedTuple):
+    """One evaluated setting.
+
+    `labels` [M] are 0 (normal) and 1 (anomaly); `scores` map a method to its [M] raw anomaly scores, the diffusion
+    method first; `threshold`, taken from training normals, is the diffusion score above which an item is called
+    anomalous; `facts` say what was evaluated: data set, normal class, protocol, seed.
+    """
+
+    name: str
+    labels: np.ndarray
+    scores: Mapping[str, np.ndarray]
+    threshold: float | None
+    pictures: Pictures | None
+    facts: Mapping[str, str | float]
+
+
+def most_and_least(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Indices [K], K <= 4 k, of the test items worth looking at, from most to least anomalous by scores [M].
+
+    They are the k highest and the k lowest scores, and of each class the k that are ranked most wrongly: the highest
+    scores of normals and the lowest of anomalies (labels [M], 0 and 1).
+    Raises InputError on k < 1 and on lengths that differ.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.ndim != 1 or scores.shape != labels.shape:
+        raise InputError(f"scores: shape {scores.shape}, labels have {labels.shape}, allowed are two arrays [M]")
+    if k < 1:
+        raise InputError(f"k: found {k}, allowed is 1 or more")
+    order = np.argsort(-scores, kind="stable")
+    normals, anomalies = order[labels[order] == 0], order[labels[order] == 1]
+    chosen = np.concatenate([order[:k], order[-k:], normals[:k], anomalies[-k:]])
+    return order[np.isin(order, chosen)]
+
+
+def summary_table(results: Sequence[Result]) -> str:
+    """AUROC and AUPR in percent as plain text: a row a method for one setting, else a row a setting and their mean."""
+    measured = _measure(results)
+    if len(results) == 1:
+        rows = [[method, _percent(m["auroc"]), _percent(m["aupr"])] for method, m in measured[0].items()]
+        return _aligned([[results[0].name, "AUROC", "AUPR"], *rows])
+    blocks = []
+    for key in ("auroc", "aupr"):
+        names, methods, values = _by_setting(results, measured, key)
+        rows = [[name, *map(_percent, row)] for name, row in zip(names, values, strict=True)]
+        blocks.append(_aligned([[f"{METRICS[key]} (%)", *methods], *rows]))
+    return "\n\n".join(blocks)
+
+
+def write_report(path: Path, title: str, results: Sequence[Result], config_text: str) -> Path:
+    """Write `path` (HTML) and its figures as `<stem>-[<setting>-]<figure>.png` beside it; return `path`.
+
+    `config_text` has a "key: value" a line. Each file appears whole or not at all, the HTML last.
+    Raises InputError on results that do not fit together, before anything is written.
+    """
+    path = Path(path)
+    measured = _measure(results)
+    facts = results[0].facts
+    shared = {key: value for key, value in facts.items() if all(r.facts.get(key) == value for r in results)}
+    files: dict[str, bytes] = {}
+    body = _facts(shared) + (_overview(results, measured) if len(results) > 1 else "")
+    for result, by_method in zip(results, measured, strict=True):
+        prefix = path.stem if len(results) == 1 else f"{path.stem}-{_slug(result.name)}"
+        drawn = figures.draw(result.labels, result.scores, by_method, result.threshold, result.pictures)
+        images = {kind: figures.png(figure) for kind, figure in drawn.items()}
+        files |= {f"{prefix}-{kind}.png": image for kind, image in images.items()}
+        own = {key: value for key, value in result.facts.items() if key not in shared}
+        body += _section(result, by_method, own, images)
+    page = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+<p>A score says how anomalous an item is: higher means more anomalous. The diffusion method is tinted, the best of each
+comparison bold. All measures are in percent, with anomalies as the positives. Higher is better for AUROC (before it the
+95 % bootstrap interval over test items), AUPR and F1 (as many called anomalous as there are anomalies); lower is better
+for FPR95, the share of normals called anomalous when 95 % of the anomalies are found.</p>
+{body}{_config(config_text)}
+</main>
+</body>
+</html>
+"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        _write(path.with_name(name), content)
+    _write(path, page.encode())
+    return path
+
+
+def _measure(results: Sequence[Result]) -> list[ByMethod]:
+    """Per setting and method the fractions of `metrics`; every InputError names the setting and the method."""
+    if not results:
+        raise InputError("results: found none, allowed is at least one")
+    slugs = [_slug(result.name) for result in results]
+    if len(set(slugs)) < len(slugs):
+        raise InputError(f"results: found the file names {slugs}, allowed are settings with different names")
+    measured: list[ByMethod] = []
+    for result in results:
+        if not result.scores:
+            raise InputError(f"{result.name!r}: found no scores, allowed is at least one method")
+        if result.threshold is not None and not np.isfinite(result.threshold):
+            raise InputError(f"{result.name!r}: found threshold {result.threshold}, allowed is finite or None")
+        measured.append({})
+        for method, scores in result.scores.items():
+            try:
+                measured[-1][method] = metrics(result.labels, scores)
+            except InputError as error:
+                raise InputError(f"{result.name!r}, {method!r}: {error}") from error
+    return measured
+
+
+def _by_setting(results: Sequence[Result], measured: list[ByMethod], key: str) -> tuple[list, list, np.ndarray]:
+    """One metric as a table: names (the settings and "mean"), methods, fractions [names, methods].
+
+    A method that some setting lacks has no mean: over fewer settings it would not compare with the others.
+    """
+    methods = list(dict.fromkeys(method for by_method in measured for method in by_method))
+    values = np.array([[by_method.get(m, {}).get(key, np.nan) for m in methods] for by_method in measured])
+    return [*(result.name for result in results), "mean"], methods, np.vstack([values, values.mean(axis=0)])
+
+
+def _percent(fraction: float) -> str:
+    return "–" if np.isnan(fraction) else f"{100 * fraction:.2f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join("  ".join(line) for line in lines)
+
+
+def _section(result: Result, by_method: ByMethod, facts: Mapping[str, str | float], images: dict[str, bytes]) -> str:
+    rows = []
+    for method, values in by_method.items():
+        low, high = bootstrap_interval(result.labels, result.scores[method], seed=0)
+        cells = [_percent(values[key]) for key in METRICS]
+        cells[0] = f"<small>{_percent(low)} – {_percent(high)}</small> {cells[0]}"
+        best = [values[k] == (min if k == "fpr95" else max)(m[k] for m in by_method.values()) for k in METRICS]
+        rows.append((escape(method), cells, best))
+    shown = {kind: _figure(f"{kind}: {result.name}", image) for kind, image in images.items()}
+    grid = f"{shown.pop('pictures')}{GRID_CAPTION}" if "pictures" in shown else ""
+    return f"""
+<section id="{_slug(result.name)}">
+<h2>{escape(result.name)}</h2>
+{_facts(facts)}{_table("methods", ["Method", *METRICS.values()], rows)}{_at_threshold(result)}
+<div class="row">{"".join(shown.values())}</div>
+{grid}</section>"""
+
+
+def _overview(results: Sequence[Result], measured: list[ByMethod]) -> str:
+    tables = ""
+    for key in ("auroc", "aupr"):
+        names, methods, values = _by_setting(results, measured, key)
+        links = [f'<a href="#{_slug(name)}">{escape(name)}</a>' for name in names[:-1]]
+        best = values == np.nan_to_num(values, nan=-1.0).max(axis=1, keepdims=True)
+        rows = [(n, list(map(_percent, v)), list(b)) for n, v, b in zip([*links, "mean"], values, best, strict=True)]
+        tables += _table("settings", [f"{METRICS[key]} (%)", *methods], rows)
+    return f'<section><h2>All settings</h2><div class="tables">{tables}</div></section>'
+
+
+def _table(css: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[str], Sequence[bool]]]) -> str:
+    """Rows of (name, cells, which cells are best); `head` is text, names and cells are HTML."""
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = ""
+    for name, cells, best in rows:
+        row = "".join(f'<td class="best">{c}</td>' if b else f"<td>{c}</td>" for c, b in zip(cells, best, strict=True))
+        body += f'<tr><th scope="row">{name}</th>{row}</tr>\n'
+    return f'<table class="{css}"><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table>'
+
+
+def _at_threshold(result: Result) -> str:
+    if result.threshold is None:
+        return ""
+    labels, called = np.asarray(result.labels), np.asarray(next(iter(result.scores.values()))) > result.threshold
+    found, false = (100 * called[labels == value].mean() for value in (1, 0))
+    return f"""<p>Above the threshold {result.threshold:.4g}, taken from training normals, lie {found:.1f} % of the
+anomalies and {false:.1f} % of the normals.</p>"""
+
+
+def _figure(title: str, image: bytes) -> str:
+    source = base64.b64encode(image).decode()
+    return f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{source}"></figure>'
+
+
+def _facts(facts: Mapping[str, str | float]) -> str:
+    pairs = ((key, f"{value:.6g}" if isinstance(value, float) else str(value)) for key, value in facts.items())
+    items = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in pairs)
+    return f"<dl>{items}</dl>" if items else ""
+
+
+def _config(text: str) -> str:
+    pairs = (line.partition(":") for line in text.splitlines() if line.strip())
+    rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value.strip())}</td></tr>\n" for key, _, value in pairs)
+    return f'<details><summary>Configuration</summary><table class="config">{rows}</table></details>' if rows else ""
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

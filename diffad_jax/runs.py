@@ -1,0 +1,138 @@
+"""A run: one config, one training set, one work directory; trained, then scored. The story of the program."""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from ml_collections import ConfigDict
+
+from diffad_jax.assembly import System, assemble
+from diffad_jax.build import build
+from diffad_jax.checkpoint import Checkpoints
+from diffad_jax.data import transforms
+from diffad_jax.data.dataset import Dataset
+from diffad_jax.errors import InputError
+from diffad_jax.evaluation import fit_calibration, make_levels
+from diffad_jax.loop import fit
+from diffad_jax.scores import combine, l2, reconstruct
+from diffad_jax.training import Params, TrainState, init_state, make_optimizer, make_train_step
+from diffad_jax.workdir import Statistics, load_config, save_config
+
+
+class Training(NamedTuple):
+    """config.training: how long, in what portions, and what is averaged. See `loop.fit` and `training.make_train_step`."""
+
+    num_steps: int
+    batch_size: int = 64
+    steps_per_dispatch: int = 1
+    ema_decay: float = 0.999
+    accumulate: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 1000
+
+
+class Scoring(NamedTuple):
+    """config.scoring: how many data are scored at once, how many training normals calibrate the score, and from which time
+    and in how many steps the reconstructions of a report are made."""
+
+    batch_size: int = 256
+    calibration_rows: int = 256
+    picture_time: float = 0.5
+    picture_steps: int = 10
+
+
+def start(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, TrainState, Any, Training]:
+    """The system, the state before the first step, the compiled-to-be train step and the training settings."""
+    system = assemble(config, shape)
+    training: Training = build("training", {"Training": Training}, {"name": "Training", **config.training})
+    spec = {"name": "make_optimizer", **config.optimizer}
+    optimizer = build("optimizer", {"make_optimizer": make_optimizer}, spec, num_steps=training.num_steps)
+    state = init_state(jax.jit(system.init)(jax.random.key(config.seed)), optimizer)
+    step = make_train_step(system.loss, optimizer, training.batch_size, training.ema_decay, training.accumulate)
+    return system, state, step, training
+
+
+def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = True) -> None:
+    """Trains on dataset.train and leaves config, checkpoints, logs and statistics in workdir; continues a run begun there."""
+    transform = transforms.fit(train=dataset.train, **config.transform)
+    scoring = scoring_of(config)
+    system, state, step, settings = start(config, dataset.train.shape[1:])
+    save_config(workdir, config)
+    if (workdir / "statistics.npz").exists():
+        return
+    train_rows = transform.apply(dataset.train)
+    started = time.perf_counter()
+    state = fit(
+        step,
+        state,
+        train_rows,
+        workdir,
+        seed=config.seed,
+        num_steps=settings.num_steps,
+        batch_size=settings.batch_size,
+        steps_per_dispatch=settings.steps_per_dispatch,
+        log_every=settings.log_every,
+        checkpoint_every=settings.checkpoint_every,
+        progress=dataset.name if progress else None,
+    )
+    seconds = time.perf_counter() - started
+    # Evenly spaced rows, so that files sorted by class are represented whole.
+    rows = np.linspace(0, len(train_rows) - 1, min(scoring.calibration_rows, len(train_rows))).round().astype(int)
+    levels = make_levels(system, state.ema, config.seed, scoring.batch_size)(train_rows[rows])
+    calibration, threshold = fit_calibration(levels)
+    facts = {"n_train": len(train_rows), "seconds_train": seconds}
+    Statistics(transform, calibration, threshold, facts).save(workdir)
+
+
+class Trained(NamedTuple):
+    """A finished run, ready to score raw data of the shape that it was trained on."""
+
+    config: ConfigDict
+    system: System
+    params: Params
+    statistics: Statistics
+
+    def score(self, raw: np.ndarray) -> np.ndarray:
+        """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so."""
+        x = self.statistics.transform.apply(raw)
+        levels = make_levels(self.system, self.params, self.config.seed, scoring_of(self.config).batch_size)(x)
+        return np.asarray(combine(self.statistics.calibration, jnp.asarray(levels)))
+
+    def explain(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """For pictures [K, H, W, C]: (x_0, x_t, reconstruction, error map [K, H, W]), the first three in model range.
+
+        The error map is the combined score map, or the squared error of the reconstruction where the score has no map.
+        """
+        settings, key = scoring_of(self.config), jax.random.key(self.config.seed)
+        system, calibration = self.system, self.statistics.calibration
+
+        @jax.jit
+        def explain(params: Params, x_0: Array) -> tuple[Array, Array, Array]:
+            denoise, t = system.denoise(params), jnp.asarray(settings.picture_time, x_0.dtype)
+            x_t, x = reconstruct(system.process, system.sampler, denoise, x_0, t, settings.picture_steps, key)
+            maps = system.score.maps(denoise, x_0, key)
+            return x_t, x, combine(calibration, maps) if maps.ndim > 2 else l2(x_0, x)
+
+        x_0 = self.statistics.transform.apply(raw)
+        x_t, x, error = explain(self.params, jnp.asarray(x_0))
+        return x_0, np.asarray(x_t), np.asarray(x), np.asarray(error)
+
+
+def load(workdir: Path) -> Trained:
+    """Reads a finished run from its work directory alone: config, statistics and the averaged parameters."""
+    config, statistics = load_config(workdir), Statistics.load(workdir)
+    system, state, _, _ = start(config, statistics.transform.shape)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        restored = checkpoints.restore(state)
+    if restored is None:
+        raise InputError(f"{workdir / 'checkpoints'}: holds no checkpoint; repeat the experiments.train command")
+    return Trained(config, system, restored.ema, statistics)
+
+
+def scoring_of(config: ConfigDict) -> Scoring:
+    """config.scoring, checked."""
+    return build("scoring", {"Scoring": Scoring}, {"name": "Scoring", **config.scoring})

@@ -1,0 +1,171 @@
+"""Anomaly scores: what a denoiser trained on normal data says of a datum. Higher = more anomalous.
+
+A score is a pure function (denoise, x_0 [B, ...], key) -> maps [L, B, H, W] for pictures, [L, B] for vectors (and for
+scores that have no map), one slice for each of its L noise levels. With one key, a datum's score depends on the datum, the
+denoiser and the key alone: all data see the same noise. `per_datum` reduces maps to [L, B]; `Calibration` puts the levels
+on the scale of the normals and joins them to [B].
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffad_jax import samplers
+from diffad_jax.losses import Decoder
+from diffad_jax.losses import bound as variational_bound
+from diffad_jax.noise import fold_in, gaussian
+from diffad_jax.parametrisation import Denoise
+from diffad_jax.process import Process, diffuse, expand
+
+
+class Score(NamedTuple):
+    """maps(denoise, x_0, key), and how often it calls the denoiser for one datum."""
+
+    maps: Callable[[Denoise, Array, Array], Array]
+    evaluations: int
+
+
+# --- distances: (x, reconstruction), both [B, ..., C] -> [B, ...] -----------------------------------------------------
+
+
+def l2(x: Array, y: Array) -> Array:
+    """Mean squared difference over the last axis: [B, H, W, C] -> [B, H, W], [B, D] -> [B]."""
+    return ((x - y) ** 2).mean(axis=-1)
+
+
+def l1(x: Array, y: Array) -> Array:
+    """Mean absolute difference over the last axis: [B, H, W, C] -> [B, H, W], [B, D] -> [B]."""
+    return jnp.abs(x - y).mean(axis=-1)
+
+
+def ssim(x: Array, y: Array, window: int = 7) -> Array:
+    """1 - SSIM in a uniform window, for pictures in [-1, 1]: [B, H, W, C] -> [B, H, W] in [0, 2].
+
+    SSIM = (2 mu_x mu_y + c_1)(2 cov + c_2) / ((mu_x^2 + mu_y^2 + c_1)(var_x + var_y + c_2)) with c = (0.01 R)^2, (0.03 R)^2,
+    R = 2 the range (Wang et al. 2004, eq. 13). The window shrinks at the border, and to the picture where that is smaller.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"distance 'ssim' needs pictures [B, H, W, C], found shape {x.shape}")
+    size = (1, min(window, x.shape[1]), min(window, x.shape[2]), 1)
+
+    def local_mean(z: Array) -> Array:
+        total = jax.lax.reduce_window(z, 0.0, jax.lax.add, size, (1, 1, 1, 1), "SAME")
+        count = jax.lax.reduce_window(jnp.ones_like(z), 0.0, jax.lax.add, size, (1, 1, 1, 1), "SAME")
+        return total / count
+
+    mean_x, mean_y = local_mean(x), local_mean(y)
+    var_x, var_y = local_mean(x**2) - mean_x**2, local_mean(y**2) - mean_y**2
+    covariance = local_mean(x * y) - mean_x * mean_y
+    c_1, c_2 = 0.02**2, 0.06**2
+    similarity = (2 * mean_x * mean_y + c_1) * (2 * covariance + c_2)
+    similarity /= (mean_x**2 + mean_y**2 + c_1) * (var_x + var_y + c_2)
+    return 1 - similarity.mean(axis=-1)
+
+
+DISTANCES: dict[str, Callable[[Array, Array], Array]] = {"l2": l2, "l1": l1, "ssim": ssim}
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def reconstruct(
+    process: Process, sampler: samplers.Sampler, denoise: Denoise, x_0: Array, t: Array, num_steps: int, key: Array
+) -> tuple[Array, Array]:
+    """Noises x_0 to time t and denoises it in num_steps even steps: (x_t, reconstruction), both like x_0."""
+    x_t = diffuse(process, x_0, t, gaussian(fold_in(key, 0), x_0))
+    times = samplers.uniform(num_steps, t).astype(x_0.dtype)
+    return x_t, samplers.sample(sampler, denoise, x_t, times, fold_in(key, 1))
+
+
+def reconstruction(
+    process: Process,
+    sampler: samplers.Sampler,
+    times: Sequence[float] = (0.25,),
+    num_steps: int = 10,
+    num_draws: int = 1,
+    distance: str = "l2",
+) -> Score:
+    """The paper's score: the distance between x_0 and its reconstruction from partial noise.
+
+    For each level t* of `times`: mean over num_draws draws of d(x_0, denoised(alpha x_0 + sigma eps)). num_steps = 1 with a
+    deterministic sampler is the one-step denoising error, d(x_0, x_0_theta(x_t, t*)).
+    """
+    measure = DISTANCES[distance]
+
+    def score(denoise: Denoise, x_0: Array, key: Array) -> Array:
+        def draw(t: Array, number: Array) -> Array:
+            _, x = reconstruct(process, sampler, denoise, x_0, t, num_steps, fold_in(key, number))
+            return measure(x_0, x)
+
+        def level(t: Array) -> Array:
+            return jax.lax.map(lambda number: draw(t, number), jnp.arange(num_draws)).mean(axis=0)
+
+        return jax.lax.map(level, jnp.asarray(times, x_0.dtype))
+
+    return Score(score, len(times) * num_draws * num_steps * sampler.evaluations)
+
+
+def one_step(process: Process, times: Sequence[float] = (0.25,), num_draws: int = 8, distance: str = "l2") -> Score:
+    """The denoising error d(x_0, x_0_theta(x_t, t)) at each noise level of `times`, mean over num_draws draws."""
+    return reconstruction(process, samplers.ddim(process), times, 1, num_draws, distance)
+
+
+def encode_decode(
+    process: Process, times: Sequence[float] = (0.25,), num_steps: int = 10, distance: str = "l2"
+) -> Score:
+    """Deterministic reconstruction: DDIM inversion up to t*, then DDIM back (Song et al. 2021, section 4.3). No noise.
+
+    As in the published code, x_0 is taken to lie at the first time of the grid.
+    """
+    sampler, measure = samplers.ddim(process), DISTANCES[distance]
+
+    def score(denoise: Denoise, x_0: Array, key: Array) -> Array:
+        def level(t: Array) -> Array:
+            down = samplers.uniform(num_steps, t).astype(x_0.dtype)
+            x_t = samplers.sample(sampler, denoise, x_0, down[-2::-1], key)
+            return measure(x_0, samplers.sample(sampler, denoise, x_t, down, key))
+
+        return jax.lax.map(level, jnp.asarray(times, x_0.dtype))
+
+    return Score(score, len(times) * (2 * num_steps - 1))
+
+
+def bound(process: Process, decoder: Decoder, num_steps: int = 100, variance: str = "small") -> Score:
+    """The variational bound on -log p(x_0) in nats per datum, over a chain of num_steps steps: [1, B]."""
+
+    def score(denoise: Denoise, x_0: Array, key: Array) -> Array:
+        return variational_bound(process, denoise, x_0, key, decoder, num_steps, variance)[0][None]
+
+    return Score(score, num_steps)
+
+
+# --- from maps to one number a datum ---------------------------------------------------------------------------------
+
+
+def per_datum(maps: Array) -> Array:
+    """The mean over pixels: [L, B, ...] -> [L, B]."""
+    return maps.reshape(*maps.shape[:2], -1).mean(axis=-1)
+
+
+class Calibration(NamedTuple):
+    """How the scores of normals are distributed at each level: mean [L] and scale [L]."""
+
+    mean: Array
+    scale: Array
+
+
+def calibrate(levels: Array) -> Calibration:
+    """Fits the calibration on the scores of normals, [L, N]: mean and standard deviation of each level's scores."""
+    deviation = levels.std(axis=1)
+    return Calibration(levels.mean(axis=1), jnp.where(deviation > 0, deviation, 1.0))
+
+
+def combine(calibration: Calibration, levels: Array) -> Array:
+    """The mean over levels of the standardised scores (levels - mean) / scale: [L, B, ...] -> [B, ...].
+
+    The mean over pixels of combined maps is the combined score of the datum.
+    """
+    mean, scale = expand(calibration.mean, levels), expand(calibration.scale, levels)
+    return ((levels - mean) / scale).mean(axis=0)

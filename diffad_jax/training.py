@@ -1,0 +1,114 @@
+"""Training: the state, the pure step, and the optimiser. No files, no clocks; `experiments` and `fitting` drive it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from diffad_jax.noise import keys_for
+
+Params = Any
+Loss = Callable[[Params, Array, Array, Array], Array]
+"""(params, x_0 [B, ...], u [B] in [0, 1), keys [B]) -> loss [B]: u places the noise level, keys draw the rest."""
+
+
+class TrainState(NamedTuple):
+    """Everything that a training run carries from step to step."""
+
+    step: Array
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+
+
+class Batch(NamedTuple):
+    """x_0: [B, ...]; place: int [B], the example's global place in the step's batch, which seeds its noise."""
+
+    x_0: Array
+    place: Array
+
+
+def make_optimizer(
+    num_steps: int,
+    learning_rate: float = 1e-3,
+    warmup: float = 0.05,
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+    b2: float = 0.99,
+) -> optax.GradientTransformation:
+    """AdamW under a linear warm-up over the fraction `warmup` of num_steps, then a cosine to 0; gradients clipped by norm."""
+    warmup_steps = max(1, round(warmup * num_steps))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, max(num_steps, warmup_steps + 1))
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(schedule, b2=b2, weight_decay=weight_decay))
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; the moving average starts at the parameters."""
+    # A copy, because the step donates its input buffers and no buffer may be donated twice.
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+
+def make_train_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    ema_decay: float = 0.999,
+    accumulate: int = 1,
+    mean_over_devices: Callable[[Any], Any] = lambda x: x,
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
+    """The pure step (state, batch, key) -> (state, metrics).
+
+    Noise comes from key folded with the step and each example's global index, so the split of a batch over devices or
+    accumulation passes changes nothing. Noise levels are stratified over the batch: u_i = (u + i / batch_size) mod 1 with one
+    u a step (Kingma et al. 2021, appendix I.1). The average of the parameters follows
+    ema <- d ema + (1 - d) params, d = min(ema_decay, (1 + step) / (10 + step)).
+    batch_size: the global one. accumulate: passes that the batch is cut into. mean_over_devices: `jax.lax.pmean` under pmap.
+    """
+
+    def mean_loss(params: Params, batch: Batch, key: Array) -> Array:
+        offset = jax.random.uniform(jax.random.fold_in(key, 0))
+        u = (offset + batch.place / batch_size) % 1.0
+        return loss(params, batch.x_0, u, keys_for(jax.random.fold_in(key, 1), batch.place)).mean()
+
+    def gradient(params: Params, batch: Batch, key: Array) -> tuple[Array, Params]:
+        if accumulate == 1:
+            return jax.value_and_grad(mean_loss)(params, batch, key)
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+
+        def add(total: tuple[Array, Params], part: Batch) -> tuple[tuple[Array, Params], None]:
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(mean_loss)(params, part, key)), None
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(add, zero, parts)
+        return jax.tree.map(lambda x: x / accumulate, total)
+
+    def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
+        value, grads = mean_over_devices(gradient(state.params, batch, jax.random.fold_in(key, state.step)))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, params)
+        metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    return train_step
+
+
+def make_dispatch(
+    train_step: Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]], steps: int
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
+    """Compiles `steps` train steps as one dispatch; batch leaves are [steps, B, ...], metrics the mean over the steps.
+
+    steps = 1 runs outside any loop: on CPU, XLA computes a convolution's weight gradient inside a loop many times slower.
+    """
+
+    def dispatch(state: TrainState, batches: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
+        if steps == 1:
+            return train_step(state, jax.tree.map(lambda x: x[0], batches), key)
+        state, metrics = jax.lax.scan(lambda s, b: train_step(s, b, key), state, batches)
+        return state, jax.tree.map(lambda m: m.mean(axis=0), metrics)
+
+    return jax.jit(dispatch, donate_argnums=0)

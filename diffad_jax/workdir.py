@@ -1,0 +1,95 @@
+"""The files of a run's directory: config.json, statistics.npz, metrics.json. Every file appears whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffad_jax.data.transforms import Transform
+from diffad_jax.errors import InputError
+from diffad_jax.scores import Calibration
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes to a temporary name beside `path`, then renames."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def save_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes `value` as indented JSON."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"config.a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}.{key}") if isinstance(value, Mapping) else {f"{prefix}.{key}": value}
+    return flat
+
+
+def save_config(workdir: Path, config: ConfigDict) -> None:
+    """Writes config.json, and refuses a directory that holds a run of another config, naming the differing keys."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    new = json.loads(config.to_json_best_effort())
+    if path.exists():
+        there, asked = flatten(json.loads(path.read_text())), flatten(new)
+        differing = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
+        if differing:
+            shown = ", ".join(f"{key} ({there.get(key)!r} there, {asked.get(key)!r} asked)" for key in differing)
+            raise InputError(f"{path}: holds another run's config, differing in {shown}; choose another workdir")
+    save_json(path, new)
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    """Reads config.json; raises InputError where there is none."""
+    path = workdir / "config.json"
+    if not path.exists():
+        raise InputError(f"{workdir}: holds no config.json, expected the work directory of experiments.train")
+    return ConfigDict(json.loads(path.read_text()))
+
+
+class Statistics:
+    """What was learnt of the training normals besides the parameters: transform, calibration, threshold and counts."""
+
+    def __init__(self, transform: Transform, calibration: Calibration, threshold: float, facts: Mapping[str, float]):
+        self.transform, self.calibration, self.threshold = transform, calibration, threshold
+        self.facts = dict(facts)
+
+    def save(self, workdir: Path) -> None:
+        """Writes statistics.npz."""
+        arrays = {f"transform/{key}": value for key, value in self.transform.to_arrays().items()}
+        arrays |= {f"calibration/{key}": np.asarray(value) for key, value in self.calibration._asdict().items()}
+        arrays |= {f"facts/{key}": np.asarray(value) for key, value in self.facts.items()}
+        partial = workdir / ".statistics.partial.npz"
+        np.savez(partial, threshold=self.threshold, **arrays)  # type: ignore[arg-type]
+        os.replace(partial, workdir / "statistics.npz")
+
+    @classmethod
+    def load(cls, workdir: Path) -> "Statistics":
+        """Reads statistics.npz; raises InputError where the run has not finished training."""
+        path = workdir / "statistics.npz"
+        if not path.exists():
+            raise InputError(f"{path}: missing; the run has not finished: repeat its experiments.train command")
+        with np.load(path, allow_pickle=False) as stored:
+            groups: dict[str, dict[str, np.ndarray]] = {"transform": {}, "calibration": {}, "facts": {}}
+            for key in stored.files:
+                group, _, name = key.partition("/")
+                if name:
+                    groups[group][name] = stored[key]
+            facts = {key: float(value) for key, value in groups["facts"].items()}
+            transform = Transform.from_arrays(groups["transform"])
+            return cls(
+                transform,
+                Calibration(**{k: jnp.asarray(v) for k, v in groups["calibration"].items()}),
+                float(stored["threshold"]),
+                facts,
+            )

@@ -1,0 +1,74 @@
+"""How every command starts: flags in, one clear line and an exit code out.
+
+Exit codes: 0 success, 1 the run failed (it diverged, say), 2 bad input.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from diffad_jax.build import nearest
+from diffad_jax.errors import InputError
+from diffad_jax.loop import Diverged
+
+
+def config_flag() -> flags.FlagHolder:
+    """Defines --config FILE[:ARGUMENT], whose keys --config.key=value overrides."""
+    return config_flags.DEFINE_config_file("config", None, "Config file of the run.", lock_config=True)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a command's second run starts at once."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diffad_jax" / "xla"
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default)))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """absl's app.run, with errors of the user's own making as one line on standard error."""
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except flags.UnrecognizedFlagError as error:
+            _fail(f"--{error.flagname}: no such flag; {nearest(error.flagname, _flag_names())}")
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            _fail(re.sub(r"\s+", " ", str(error.args[0] if error.args else error)))
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            _fail(f"{argv[1]}: unexpected argument; flags have the form --name=value")
+        use_compilation_cache()
+        # Orbax tells of every save at level info.
+        logging.set_verbosity(logging.WARNING)
+        try:
+            main(argv)
+        except InputError as error:
+            _fail(str(error))
+        except Diverged as error:
+            _fail(str(error), code=1)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _flag_names() -> list[str]:
+    """The flags that a user of this command may set: those of the command itself, not of the libraries."""
+    main = sys.modules["__main__"].__file__
+    return sorted(
+        flag.name
+        for module, those in flags.FLAGS.flags_by_module_dict().items()
+        for flag in those
+        if module in (sys.argv[0], main) or flag.name == "config"
+    )
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

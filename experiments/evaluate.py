@@ -1,0 +1,104 @@
+"""Scores test data with trained detectors, beside classical baselines, and writes metrics.json and report.html.
+
+python -m experiments.evaluate --workdir runs/digits [--data other.npz] [--baselines iforest,ocsvm,copod,knn]
+
+Without --data the test sets of the run's own config are scored. PATH in --data: an `.npz` of X, y (0 normal, 1 anomaly),
+or a folder with sub-folders of pictures, `good` the normal one; results then go to metrics_<name of PATH>.json.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from diffad_jax import baselines, runs, workdir
+from diffad_jax.build import nearest
+from diffad_jax.data.dataset import Dataset
+from diffad_jax.data.loading import load
+from diffad_jax.data.raw import labelled
+from diffad_jax.errors import InputError
+from diffad_jax.figures import Pictures
+from diffad_jax.metrics import metrics
+from diffad_jax.report import Result, most_and_least, summary_table, write_report
+from experiments import cli
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run, or of several.", required=True)
+DATA = flags.DEFINE_string("data", None, "Other labelled data to score: an .npz of X, y or a folder of pictures.")
+BASELINES = flags.DEFINE_list("baselines", ["iforest", "ocsvm", "copod", "knn"], "Classical detectors to stand beside.")
+PICTURES_PER_KIND = 3
+
+
+def evaluate_run(directory: Path) -> list[Result]:
+    """Scores every test set of one run, writes its metrics.json and returns what the report shows."""
+    trained = runs.load(directory)
+    config = trained.config
+    datasets = tests_of(trained, directory.name)
+    results, tests, seconds = [], {}, 0.0
+    for dataset in datasets:
+        started = time.perf_counter()
+        scores = trained.score(dataset.test)
+        seconds += time.perf_counter() - started
+        by_method = {config.model.name: scores} | {
+            name: baselines.fit_score(name, dataset.train, dataset.test, config.seed) for name in BASELINES.value
+        }
+        tests[dataset.name] = {**metrics(dataset.labels, scores), "n_test": len(dataset.test)}
+        facts = {"training normals": len(dataset.train), "test": len(dataset.test), "seed": config.seed}
+        shown = pictures_of(trained, dataset, scores) if dataset.test.ndim == 4 else None
+        results.append(Result(dataset.name, dataset.labels, by_method, trained.statistics.threshold, shown, facts))
+    means = {key: float(np.mean([test[key] for test in tests.values()])) for key in next(iter(tests.values()))}
+    summary = {
+        **means,
+        "n_train": int(trained.statistics.facts["n_train"]),
+        "n_test": sum(len(dataset.test) for dataset in datasets),
+        "seed": config.seed,
+        "seconds_train": trained.statistics.facts["seconds_train"],
+        "seconds_score": seconds,
+        "network_evaluations_per_datum": trained.system.score.evaluations,
+        "tests": tests,
+    }
+    suffix = f"_{Path(DATA.value).stem}" if DATA.value else ""
+    workdir.save_json(directory / f"metrics{suffix}.json", summary)
+    return results
+
+
+def tests_of(trained: runs.Trained, name: str) -> list[Dataset]:
+    """The data sets to score: those of the config that share the run's training set, or --data beside those normals."""
+    own = load(trained.config.data)
+    # A run among several trained on the set that bears its name.
+    mine = [dataset for dataset in own if dataset.name == name] or [own[0]]
+    if DATA.value:
+        x, labels = labelled(DATA.value)
+        return [Dataset(Path(DATA.value).stem, mine[0].train, x, labels)]
+    return [dataset for dataset in own if dataset.train is mine[0].train]
+
+
+def pictures_of(trained: runs.Trained, dataset: Dataset, scores: np.ndarray) -> Pictures:
+    """The pictures most worth looking at, with their noised and reconstructed versions and error maps."""
+    chosen = most_and_least(scores, dataset.labels, PICTURES_PER_KIND)
+    x_0, x_t, reconstruction, error = trained.explain(dataset.test[chosen])
+    return Pictures(x_0, x_t, reconstruction, error, dataset.labels[chosen], scores[chosen])
+
+
+def main(_: list[str]) -> None:
+    for name in BASELINES.value:
+        if name not in baselines.BASELINES:
+            raise InputError(f"--baselines: found {name!r}; {nearest(name, baselines.BASELINES)}")
+    root = Path(WORKDIR.value)
+    directories = [root] if (root / "config.json").exists() else sorted(p.parent for p in root.glob("*/config.json"))
+    if not directories:
+        raise InputError(f"--workdir: {root} holds no run (no config.json there or one level below)")
+    results = [result for directory in directories for result in evaluate_run(directory)]
+    print(summary_table(results))
+    config_text = "\n".join(
+        f"{k}: {v}" for k, v in workdir.flatten(workdir.load_config(directories[0]).to_dict()).items()
+    )
+    report = write_report(root / "report.html", f"diffad_jax: {root.name}", results, config_text)
+    print(
+        f"\nmetrics: {', '.join(str(d / 'metrics.json') for d in directories[:3])}{' ...' if len(directories) > 3 else ''}"
+    )
+    print(f"report with pictures: {report.resolve()}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,32 @@
+"""Trains a detector on the normals of a data set.
+
+python -m experiments.train --config configs/digits.py --workdir runs/digits [--config.key=value ...]
+
+A config with several training sets (ten digit settings, an ADBench folder) trains one model each, in sub-folders of the
+work directory. A run that was stopped continues; a finished one is left alone.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from diffad_jax import runs
+from diffad_jax.data.loading import load
+from experiments import cli
+
+CONFIG = cli.config_flag()
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+flags.mark_flag_as_required("config")
+
+
+def main(_: list[str]) -> None:
+    datasets = load(CONFIG.value.data)
+    # Sets that share their training normals share one model.
+    trainings = {id(dataset.train): dataset for dataset in reversed(datasets)}
+    root = Path(WORKDIR.value)
+    for dataset in reversed(trainings.values()):
+        runs.train(CONFIG.value, dataset, root if len(trainings) == 1 else root / dataset.name)
+
+
+if __name__ == "__main__":
+    cli.run(main)

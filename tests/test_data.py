@@ -1,0 +1,344 @@
+"""Readers and transforms: what trains, what is refused, what is fetched."""
+
+import hashlib
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.covariance import oas
+from sklearn.preprocessing import StandardScaler
+
+from diffad_jax.data import adbench, adbench_names, digits, labelled, mnist_c, one_class_split, pictures, transforms
+from diffad_jax.data.dataset import read_npz
+from diffad_jax.errors import InputError
+
+
+def table(n: int = 60, anomalies: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose first column is their index, so that every row can be traced; every sixth is an anomaly."""
+    X = np.random.default_rng(0).normal(size=(n, 3))
+    X[:, 0] = np.arange(n)
+    y = np.zeros(n, int)
+    y[np.arange(anomalies) * (n // anomalies)] = 1
+    return X, y
+
+
+def indices(rows: np.ndarray) -> list[int]:
+    return rows[:, 0].astype(int).tolist()
+
+
+def test_clean_split_is_the_first_half_of_the_normals_in_file_order() -> None:
+    X, y = table()
+    split = one_class_split(X, y, "t")
+    normal = np.flatnonzero(y == 0).tolist()
+    assert indices(split.train) == normal[:25]
+    assert indices(split.test) == normal[25:] + np.flatnonzero(y).tolist()
+    assert split.labels.tolist() == [0] * 25 + [1] * 10
+    assert split.train.dtype == split.test.dtype == np.float32
+
+
+@pytest.mark.parametrize("protocol", ["clean", "paper"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_seed_or_protocol_trains_on_an_anomaly(protocol: str, seed: int) -> None:
+    X, y = table()
+    split = one_class_split(X, y, "t", protocol=protocol, seed=seed)
+    assert not y[indices(split.train)].any()
+    assert y[indices(split.test)].tolist() == split.labels.tolist()
+    assert len(split.train) + len(split.test) == (60 if protocol == "clean" else 1000)
+    shared = set(indices(split.train)) & set(indices(split.test))
+    assert bool(shared) == (protocol == "paper"), "clean must not leak; paper leaks by design"
+    again = one_class_split(X, y, "t", protocol=protocol, seed=seed)
+    assert all(np.array_equal(a, b) for a, b in zip(split[1:], again[1:]))
+
+
+def test_seeds_from_one_on_shuffle_the_normals() -> None:
+    trains = [set(indices(one_class_split(*table(), "t", seed=seed).train)) for seed in (0, 1, 2)]
+    assert trains[0] != trains[1] != trains[2]
+
+
+def test_split_refuses_bad_tables_in_one_line_that_names_the_source() -> None:
+    X, y = table()
+    holed = X.copy()
+    holed[[7, 9], 1] = np.nan, np.inf
+    for bad_X, bad_y, message in [
+        (holed, y, r"2 of 60 rows of X are not finite as float32 \(first: row 7\)"),
+        (X * 1e39, y, "not finite as float32"),
+        (X, y[:-1], r"y has shape \(59,\), X has 60 rows"),
+        (X, y * 2, "labels 0, 2"),
+        (X, y * 0, "labels 0, it must hold both"),
+        (X[:, 0], y, r"X has shape \(60,\)"),
+        (X.astype(str), y, "must be real numbers"),
+        (X[:12], y[:12], "10 normal rows give 5 to train on"),
+    ]:
+        with pytest.raises(InputError, match=message) as caught:
+            one_class_split(bad_X, bad_y, "t", source="file.npz")
+        assert str(caught.value).startswith("file.npz: ") and "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="protocol: found 'dirty'"):
+        one_class_split(X, y, "t", protocol="dirty")
+
+
+def test_read_npz_refuses_pickles_damage_and_missing_arrays(tmp_path: Path) -> None:
+    X, y = table()
+    np.savez(tmp_path / "pickle.npz", X=np.array([{}], object), y=y)
+    np.savez(tmp_path / "no_y.npz", X=X)
+    (tmp_path / "text.npz").write_text("hello")
+    np.savez_compressed(tmp_path / "damaged.npz", X=X, y=y)
+    content = bytearray((tmp_path / "damaged.npz").read_bytes())
+    content[200:260] = bytes(60)
+    (tmp_path / "damaged.npz").write_bytes(content)
+    for name, message in [
+        ("pickle", "cannot be read as numbers"),
+        ("no_y", "array y is missing"),
+        ("absent", "no such file"),
+        ("text", "not an .npz archive"),
+        ("damaged", "cannot be read as numbers"),
+    ]:
+        with pytest.raises(InputError, match=message) as caught:
+            read_npz(tmp_path / f"{name}.npz")
+        assert f"{name}.npz" in str(caught.value)
+
+
+def test_digits_select_classes_either_way() -> None:
+    first = digits(anomalous_class=3)
+    assert first.name == "digits_anomalous_3"
+    assert first.train.shape == (807, 8, 8, 1) and first.labels.sum() == 183 and len(first.test) == 990
+    assert first.train.max() == 16 and first.train.min() == 0
+    others = digits(normal_class=[0, 1, 2, 4, 5, 6, 7, 8, 9])
+    assert np.array_equal(first.train, others.train) and np.array_equal(first.labels, others.labels)
+    for arguments in [{}, {"anomalous_class": 1, "normal_class": 2}, {"normal_class": 10}, {"normal_class": range(10)}]:
+        with pytest.raises(InputError, match="anomalous_class|normal_class"):
+            digits(**arguments)  # type: ignore[arg-type]
+
+
+def save(path: Path, X: np.ndarray, y: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, X=X, y=y)
+    return path
+
+
+def test_adbench_finds_sets_by_file_folder_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = table()
+    file = save(tmp_path / "CV_by_ResNet18" / "CIFAR10_4.npz", X, y)
+    save(tmp_path / "mine.npz", X + 1, y)
+    assert adbench_names(tmp_path) == ["CV_by_ResNet18/CIFAR10_4", "mine"]
+    monkeypatch.setenv("DIFFAD_DATA_DIR", str(tmp_path))
+    expected = one_class_split(X, y, "CIFAR10_4")
+    for found in [
+        adbench(file),
+        adbench(tmp_path, "CIFAR10_4"),
+        adbench(tmp_path, "CV_by_ResNet18/CIFAR10_4"),
+        adbench(name="CIFAR10_4"),
+        adbench(file.parent, "CIFAR10_4.npz"),
+    ]:
+        assert found.name == "CIFAR10_4" and np.array_equal(found.train, expected.train)
+    leaking = adbench(file, protocol="paper", seed=3)
+    assert len(leaking.train) + len(leaking.test) == 1000
+    save(tmp_path / "CV_by_ViT" / "CIFAR10_4.npz", X, y)
+    with pytest.raises(InputError, match="ambiguous, say which of CV_by_ResNet18/CIFAR10_4, CV_by_ViT/CIFAR10_4"):
+        adbench(tmp_path, "CIFAR10_4")
+    with pytest.raises(InputError, match="holds no set 'nonsense'"):
+        adbench(tmp_path, "nonsense")
+    monkeypatch.delenv("DIFFAD_DATA_DIR")
+    with pytest.raises(InputError, match="DIFFAD_DATA_DIR is not set"):
+        adbench()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the address at which a local web server offers it."""
+    root = tmp_path / "served"
+    root.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(root))  # type: ignore[arg-type]
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield root, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_adbench_fetches_a_missing_set_and_keeps_only_the_true_bytes(
+    tmp_path: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, url = served
+    X, y = table()
+    content = save(root / "CV_by_ViT" / "SVHN_3.npz", X, y).read_bytes()
+    data = tmp_path / "data"
+    folder = data / "CV_by_ViT"
+    for place, name in [(data, "CV_by_ViT/SVHN_3"), (folder, "SVHN_3"), (folder / "SVHN_3.npz", None)]:
+        with pytest.raises(InputError, match="git blob SHA-1 is [0-9a-f]{40}, expected [0-9a-f]{40}; nothing was kept"):
+            adbench(place, name, base_url=url)
+        assert not list(tmp_path.glob("data/**/*.*")), "altered bytes must leave no file behind"
+    blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+    monkeypatch.setitem(adbench.__globals__, "_blobs", lambda: {"CV_by_ViT/SVHN_3.npz": blob})
+    move = os.replace
+
+    def replace(partial: str, destination: Path) -> None:
+        assert adbench_names(data) == [], "an unfinished file must not look like a set"
+        move(partial, destination)
+
+    monkeypatch.setattr(os, "replace", replace)
+    fetched = adbench(folder, "SVHN_3", base_url=url)
+    assert [file.name for file in folder.iterdir()] == ["SVHN_3.npz"]
+    assert (folder / "SVHN_3.npz").read_bytes() == content
+    # Once there, the set needs no network.
+    assert np.array_equal(adbench(data, "SVHN_3", base_url="http://127.0.0.1:9").train, fetched.train)
+
+
+def test_adbench_without_network_says_which_file_to_put_where(tmp_path: Path, served: tuple[Path, str]) -> None:
+    _, url = served
+    for base_url in (url, "http://127.0.0.1:9"):
+        with pytest.raises(InputError) as caught:
+            adbench(tmp_path / "data", "4_breastw", base_url=base_url)
+        line = str(caught.value)
+        assert f"{tmp_path / 'data' / 'Classical' / '4_breastw.npz'}: missing" in line
+        assert f"{base_url}/Classical/4_breastw.npz cannot be fetched" in line and "\n" not in line
+    assert not (tmp_path / "data").exists()
+
+
+def stack(n: int = 60, shape: tuple[int, ...] = (5, 4)) -> tuple[np.ndarray, np.ndarray]:
+    return np.random.default_rng(1).integers(0, 256, (n, *shape), np.uint8), table(n)[1]
+
+
+def test_pictures_get_a_channel_and_keep_their_values(tmp_path: Path) -> None:
+    X, y = stack()
+    split = pictures(save(tmp_path / "grey.npz", X, y))
+    assert split.train.shape == (25, 5, 4, 1) and np.array_equal(split.train[..., 0], X[y == 0][:25])
+    assert pictures(save(tmp_path / "rgb.npz", *stack(shape=(5, 4, 3)))).test.shape == (35, 5, 4, 3)
+    for name, bad in [("float", X / 255.0), ("channels_first", stack(shape=(3, 5, 4))[0])]:
+        with pytest.raises(InputError, match=f"{name}.npz: X is .* expected uint8"):
+            pictures(save(tmp_path / f"{name}.npz", bad, y))
+
+
+def test_mnist_c_corruptions_share_one_training_set(tmp_path: Path) -> None:
+    X, y = stack()
+    for name in ("fog", "shear"):
+        corrupted = X.copy()
+        corrupted[y == 1] = len(name)
+        save(tmp_path / f"{name}.npz", corrupted, y)
+    fog, shear = mnist_c(tmp_path)
+    assert (fog.name, shear.name) == ("fog", "shear") and fog.train is shear.train
+    assert (fog.test[fog.labels == 1] == 3).all() and (shear.test[shear.labels == 1] == 5).all()
+    assert [d.name for d in mnist_c(tmp_path, ["shear"])] == ["shear"]
+    save(tmp_path / "other.npz", 255 - X, y)
+    with pytest.raises(InputError, match="other.npz: its training digits differ"):
+        mnist_c(tmp_path)
+
+
+def test_labelled_reads_tables_and_picture_folders(tmp_path: Path) -> None:
+    X, y = table()
+    found_X, found_y = labelled(save(tmp_path / "table.npz", X, y))
+    assert np.array_equal(found_X, X.astype(np.float32)) and np.array_equal(found_y, y)
+    grey = stack()[0]
+    for i, folder in enumerate(["crack", "good", "scratch"]):
+        (tmp_path / "test" / folder).mkdir(parents=True)
+        Image.fromarray(grey[i]).save(tmp_path / "test" / folder / "a.png")
+    images, labels = labelled(tmp_path / "test")
+    assert np.array_equal(images[..., 0], grey[:3]) and labels.tolist() == [1, 0, 1]
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "test" / "good" / "b.png")
+    with pytest.raises(InputError, match=r"b.png: \(9, 9\) pixels, .* give `size`"):
+        labelled(tmp_path / "test")
+    images, labels = labelled(tmp_path / "test", size=6)
+    assert images.shape == (4, 6, 6, 3) and labels.tolist() == [1, 0, 0, 1] and not images[2].any()
+    (tmp_path / "test" / "good" / "c.png").write_text("no picture")
+    with pytest.raises(InputError, match="c.png: cannot be read as a picture"):
+        labelled(tmp_path / "test", size=6)
+
+
+def test_range_maps_the_stated_interval_to_minus_one_to_one() -> None:
+    images = np.array([[[0.0]], [[255.0]], [[51.0]]])
+    transform = transforms.fit("range", images, low=0, high=255)
+    np.testing.assert_allclose(transform.apply(images).ravel(), [-1, 1, -0.6], rtol=1e-6)
+    assert transform.apply(np.array([[[510.0]]])) == 3, "test values are not clipped"
+    with pytest.raises(InputError, match=r"low = 0, high = 1, but training values span \[0, 255\]"):
+        transforms.fit("range", images, low=0, high=1)
+
+
+@pytest.fixture
+def wide() -> np.ndarray:
+    """Fewer rows than columns, scales 1 to 1000, correlated, one constant column."""
+    generator = np.random.default_rng(2)
+    X = generator.normal(size=(40, 60)) @ generator.normal(size=(60, 60)) * np.geomspace(1, 1000, 60) + 5
+    X[:, 10] = 0.1
+    return X.astype(np.float32)
+
+
+def test_standardise_is_that_of_scikit_learn_and_survives_constant_columns(wide: np.ndarray) -> None:
+    found = transforms.fit("standardise", wide).apply(wide * 1.5)
+    np.testing.assert_allclose(found, StandardScaler().fit(wide.astype(float)).transform(wide * 1.5), atol=1e-4)
+    np.testing.assert_allclose(found[:, 10], 0.05, rtol=1e-5)
+
+
+@pytest.mark.parametrize("l2", [False, True])
+def test_whiten_is_the_symmetric_root_of_the_oas_precision(
+    wide: np.ndarray, l2: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Several chunks, the last one ragged: the bounded-memory sums must equal the plain ones.
+    monkeypatch.setitem(transforms.chunks.__globals__, "CHUNK_VALUES", 60 * 7)
+    transform = transforms.fit("whiten", wide, l2=l2)
+    rows = wide.astype(float)
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True) if l2 else rows
+    matrix = transform.arrays["matrix"]
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-9 * np.abs(matrix).max())
+    np.testing.assert_allclose(matrix @ oas(rows)[0] @ matrix, np.eye(60), atol=1e-8)
+    np.testing.assert_allclose(transform.apply(wide), (rows - rows.mean(axis=0)) @ matrix, atol=1e-4)
+
+
+def test_whitened_normals_have_about_unit_covariance() -> None:
+    generator = np.random.default_rng(3)
+    # Directions with a variance far below the mean are shrunk, hence a mixing of moderate condition.
+    mixing = np.eye(8) + 0.2 * generator.normal(size=(8, 8))
+    train, fresh = (generator.normal(size=(4000, 8)) @ mixing + 3 for _ in range(2))
+    whitened = transforms.fit("whiten", train).apply(fresh)
+    np.testing.assert_allclose(np.cov(whitened.T), np.eye(8), atol=0.12)
+
+
+def test_identical_normals_are_only_centred() -> None:
+    same = np.full((20, 3), 0.1, np.float32)
+    for name in ("standardise", "whiten"):
+        np.testing.assert_allclose(transforms.fit(name, same).apply(same + 1), 1, rtol=1e-6)
+    # The norms leave rounding errors, which must not pass for variance.
+    directions = transforms.fit("whiten", np.array([[0.1, 0.2, 0.7]] * 21), l2=True)
+    np.testing.assert_allclose(directions.apply(np.array([[0.2, 0.4, 1.4]])), 0, atol=1e-6)
+    assert np.abs(directions.apply(np.eye(3))).max() < 2
+
+
+def test_transforms_survive_savez(wide: np.ndarray, tmp_path: Path) -> None:
+    kinds: dict[str, dict[str, Any]] = {"range": {"low": -1e5, "high": 1e5}, "standardise": {}, "whiten": {"l2": True}}
+    for name, options in kinds.items():
+        transform = transforms.fit(name, wide, **options)
+        np.savez(tmp_path / "t.npz", allow_pickle=False, **transform.to_arrays())
+        with np.load(tmp_path / "t.npz", allow_pickle=False) as arrays:
+            restored = transforms.Transform.from_arrays(arrays)
+        assert restored.name == name and np.array_equal(restored.apply(wide), transform.apply(wide))
+    with pytest.raises(InputError, match="expected name, shape, l2, center"):
+        transforms.Transform.from_arrays({"name": np.array("range")})
+
+
+def test_transforms_refuse_what_they_were_not_fitted_for(wide: np.ndarray) -> None:
+    transform = transforms.fit("standardise", wide)
+    holed = wide.copy()
+    holed[4, 0] = np.nan
+    for bad, message in [(wide[:, :5], r"\(40, 5\), allowed are numbers \[n, 60\]"), (holed, r"1 of 40 rows .* row 4")]:
+        with pytest.raises(InputError, match=message):
+            transform.apply(bad)
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("zca", {}, "'range', 'standardise', 'whiten'"),
+        ("whiten", {"l3": True}, "l3"),
+        ("range", {"low": 0}, "high"),
+    ]
+    for name, options, message in cases:
+        with pytest.raises(InputError, match=message):
+            transforms.fit(name, wide, **options)

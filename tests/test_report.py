@@ -1,0 +1,168 @@
+"""The report: what it says must be what the scores say, and it must open anywhere."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+from sklearn.metrics import average_precision_score, roc_auc_score  # type: ignore[import-untyped]
+
+from diffad_jax import figures, report
+from diffad_jax.errors import InputError
+from diffad_jax.metrics import bootstrap_interval
+from diffad_jax.report import Pictures, Result, most_and_least, summary_table, write_report
+
+DIGITS = load_digits()
+HOSTILE = "<script>alert('x')</script> & \"$a$\""
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text of every table row."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == [], "a tag was left open"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if {"th", "td"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    def images(self) -> list[bytes]:
+        prefix = "data:image/png;base64,"
+        sources = [attrs["src"] or "" for tag, attrs in self.tags if tag == "img"]
+        assert all(source.startswith(prefix) for source in sources)
+        return [base64.b64decode(source.removeprefix(prefix), validate=True) for source in sources]
+
+
+def setting(digit: int, name: str, channels: int = 0) -> Result:
+    """The digit is anomalous; channels = 0 leaves the pictures out."""
+    x, labels = DIGITS.images[..., None] / 8 - 1, (DIGITS.target == digit).astype(int)
+    mean = x[labels == 0].mean(0)
+    error = np.square(x - mean)[..., 0]
+    scores = {"distance to mean": error.mean((1, 2)), "<i>corner</i>": error[:, 0, 4], "ink": x.mean((1, 2, 3))}
+    first = scores["distance to mean"]
+    pictures = None
+    if channels:
+        shown = most_and_least(first, labels, 4)
+        rgb = np.repeat(x[shown], channels, -1)
+        reconstruction = np.broadcast_to(mean, rgb.shape)
+        pictures = Pictures(rgb, 3 * rgb, reconstruction, error[shown], labels[shown], first[shown])
+    return Result(name, labels, scores, float(np.quantile(first, 0.9)), pictures, {"seed": 0, "normal": f"not {digit}"})
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_setting_says_what_the_scores_say_and_needs_nothing_from_outside(tmp_path: Path, channels: int):
+    result = setting(0, HOSTILE, channels)
+    config = f"model: unet\n  depth: 3\nname: {HOSTILE}"
+    path = write_report(tmp_path / "new" / "report.html", HOSTILE, [result], config)
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+
+    rows = {row[0]: row for row in page.rows}
+    for method, scores in result.scores.items():
+        assert rows[method][1].endswith(f" {100 * roc_auc_score(result.labels, scores):.2f}")
+        assert rows[method][2] == f"{100 * average_precision_score(result.labels, scores):.2f}"
+    assert rows["  depth"][1] == "3" and rows["name"][1] == HOSTILE and "not 0" in page.text
+    found = np.mean(result.scores["distance to mean"][result.labels == 1] > result.threshold)
+    assert f"{100 * found:.1f} % of the anomalies" in page.text.replace("\n", " ")
+    low, high = bootstrap_interval(result.labels, result.scores["ink"], seed=0)
+    assert rows["ink"][1].startswith(f"{100 * low:.2f} – {100 * high:.2f} ")
+
+    assert not re.search(r"https?://", text)
+    assert not {"script", "link", "i", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert page.text.count(HOSTILE) >= 3
+
+    beside = {file.name: file.read_bytes() for file in path.parent.iterdir() if file != path}
+    kinds = ["roc", "precision-recall", "scores", "pictures"]
+    assert page.images() == [beside.pop(f"report-{kind}.png") for kind in kinds] and not beside
+    for content in page.images():
+        image = Image.open(io.BytesIO(content))
+        image.load()
+        assert image.format == "PNG" and len(image.getcolors(2**24) or []) > 50
+
+
+def test_ten_settings_have_the_mean_over_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    results = [setting(digit, f"digit {digit}") for digit in range(10)]
+    aurocs = np.array([[roc_auc_score(r.labels, s) for s in r.scores.values()] for r in results])
+    auprs = np.array([[average_precision_score(r.labels, s) for s in r.scores.values()] for r in results])
+    mean = [[f"{100 * value:.2f}" for value in table.mean(0)] for table in (aurocs, auprs)]
+
+    lines = summary_table(results).splitlines()
+    assert [line.split()[1:] for line in lines if line.startswith("mean")] == mean
+    assert lines[4].split() == ["digit", "3", *(f"{100 * value:.2f}" for value in aurocs[3])]
+    assert "mean " not in summary_table(results[:1]).replace("distance to mean", "")
+
+    # Both are slow and tested above.
+    monkeypatch.setattr(figures, "png", lambda figure: b"\x89PNG")
+    monkeypatch.setattr(report, "bootstrap_interval", lambda labels, scores, seed: (0.0, 1.0))
+    page = Page(write_report(tmp_path / "report.html", "digits", results, "").read_text(encoding="utf-8"))
+    assert [row[1:] for row in page.rows if row[0] == "mean"] == mean
+    targets = {attrs["href"] for tag, attrs in page.tags if tag == "a"}
+    assert targets == {f"#{attrs['id']}" for _, attrs in page.tags if "id" in attrs} and len(targets) == 10
+    assert len(list(tmp_path.glob("report-digit-*-roc.png"))) == 10 and not list(tmp_path.glob("*pictures*"))
+    assert page.text.count("not 7") == 1 and page.text.count("seed") == 1  # what all share is said once
+
+    fewer = results[0]._replace(scores={"ink": results[0].scores["ink"]})
+    assert summary_table([results[1], fewer]).splitlines()[3].split()[1] == "–"
+
+
+def test_a_failure_leaves_the_old_report_and_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    result = setting(0, "digit 0")
+    monkeypatch.setattr(figures, "png", lambda figure: b"\x89PNG")
+    path = write_report(tmp_path / "report.html", "old", [result], "")
+    old = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full_disk(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            report.write_report(path, "new", [result], "")
+    bad = Pictures(*(np.zeros((2, 8, 8, 2)),) * 3, np.zeros((2, 8, 8)), np.zeros(2), np.zeros(2))
+    nan = {"diffusion": np.where(result.labels == 1, np.nan, 0.0)}
+    for wrong, said in [
+        ([result._replace(pictures=bad)], r"pictures\.x_0: .*\(2, 8, 8, 2\)"),
+        ([result._replace(scores=nan)], "digit 0.*diffusion.*not finite"),
+        ([result, result], "different names"),
+        ([result._replace(threshold=float("nan"))], "threshold nan"),
+        ([], "at least one"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            write_report(path, "new", wrong, "")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == old
+
+
+def test_shown_items_are_the_extremes_and_the_most_wrongly_ranked():
+    scores = np.array([0.1, 0.9, 0.5, 0.4, 0.3, 0.8, 0.2, 0.7, 0.6])
+    labels = np.array([0, 1, 1, 0, 1, 0, 0, 1, 1])
+    # Highest 0.9, lowest 0.1, highest normal 0.8, lowest anomaly 0.3.
+    assert most_and_least(scores, labels, 1).tolist() == [1, 5, 4, 0]
+    assert sorted(most_and_least(scores, labels, 9)) == list(range(9))
+    with pytest.raises(InputError, match="k: found 0"):
+        most_and_least(scores, labels, 0)
