@@ -16,13 +16,16 @@ MAX_OCSVM_ROWS = 10_000
 def fit_score(name: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> np.ndarray:
     """Fit the baseline `name` on normals [N, ...] and score test rows [M, ...]: float64 [M], higher = more anomalous.
 
-    Data are flattened to vectors and standardised with the mean and std of `train`. Names: see BASELINES.
+    Vectors are standardised with the mean and std of `train`; pictures [N, H, W, C] are flattened as they are, since their
+    pixels share a unit and a pixel that is nearly constant must not be blown up. Names: see BASELINES.
     Raises InputError on an unknown name, on data that are not finite or differ in shape, and for copod without PyOD.
     """
     if name not in BASELINES:
         raise InputError(f"baseline: found {name!r}, allowed are {', '.join(BASELINES)}")
-    standardise = transforms.fit("standardise", train)
-    rows, test_rows = (standardise.apply(x).reshape(len(x), -1) for x in (train, test))
+    if train.ndim == 2:
+        standardise = transforms.fit("standardise", train)
+        train, test = standardise.apply(train), standardise.apply(test)
+    rows, test_rows = (x.reshape(len(x), -1) for x in (train, test))
     return np.asarray(BASELINES[name](rows, test_rows, seed), np.float64)
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from tqdm import tqdm
 
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.logs import Log
+from diffad_jax.sharding import data_mesh, replicate, split
 from diffad_jax.training import Batch, TrainState, make_dispatch
 
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
@@ -60,20 +60,27 @@ def fit(
     """
     key = jax.random.key(seed)
     dispatches: dict[int, Any] = {}
-    place = jnp.arange(batch_size)
+    place = np.arange(batch_size)
+    mesh = data_mesh(batch_size)
+    key, state = replicate((key, state), mesh)
     with Checkpoints(Path(workdir) / "checkpoints") as checkpoints, Log(workdir) as log:
         state = checkpoints.restore(state) or state
         first = step = int(state.step)
-        pending: tuple[int, dict[str, Array]] | None = None
-        bar = tqdm(total=num_steps, initial=first, desc=progress, disable=progress is None, unit="step")
+        pending: tuple[int, dict[str, Array], bool] | None = None
+        bar = tqdm(
+            total=num_steps, initial=first, desc=progress, disable=progress is None, unit="step", mininterval=0.5
+        )
         started = time.perf_counter()
 
-        def read(now: tuple[int, dict[str, Array]] | None, write: bool) -> None:
-            """Waits for the metrics of a past dispatch, checks them, shows them and, if asked, logs them."""
-            if now is None:
+        def read() -> None:
+            """Waits for the metrics of the pending dispatch, checks them, shows them and, where it is time, logs them."""
+            nonlocal pending
+            if pending is None:
                 return
-            at, values = now[0], {name: float(value) for name, value in now[1].items()}
+            (at, metrics, write), pending = pending, None
+            values = {name: float(value) for name, value in metrics.items()}
             if not all(map(math.isfinite, values.values())):
+                bar.close()
                 raise Diverged(
                     f"step {at}: loss {values['loss']}, gradient norm {values['grad_norm']}; last good checkpoint: "
                     f"{checkpoints.latest() or 'none'}. Likely causes: learning rate too high, too little warm-up, "
@@ -88,16 +95,17 @@ def fit(
             if count not in dispatches:
                 dispatches[count] = make_dispatch(train_step, count)
             rows = batch_rows(seed, len(train), step * batch_size, count * batch_size).reshape(count, batch_size)
-            state, metrics = dispatches[count](state, Batch(jnp.asarray(train[rows]), jnp.tile(place, (count, 1))), key)
+            batch = split(Batch(train[rows], np.tile(place, (count, 1))), mesh, axis=1)  # type: ignore[arg-type]
+            state, metrics = dispatches[count](state, batch, key)
             # The metrics of the dispatch before are read while this one runs, so that the device never waits for us.
-            read(pending, write=pending is not None and _crosses(pending[0], count, log_every))
+            read()
             step += count
-            pending = step, metrics
+            pending = step, metrics, _crosses(step, count, log_every) or step == num_steps
             bar.update(count)
             if _crosses(step, count, checkpoint_every) and step < num_steps:
-                read(pending, write=False)
+                read()
                 checkpoints.save(step, state)
-        read(pending, write=True)
+        read()
         bar.close()
         checkpoints.save(num_steps, state)
     return state

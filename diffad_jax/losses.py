@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffad_jax.errors import InputError
 from diffad_jax.noise import fold_in, gaussian
 from diffad_jax.parametrisation import Denoise, Prediction, reverse_log_variance
 from diffad_jax.process import Process, diffuse, posterior
@@ -53,7 +54,7 @@ def weight(process: Process, t: Array, weighting: str = "eps", gamma: float = 5.
         "min_snr": jnp.minimum(snr, gamma),
     }
     if weighting not in weights:
-        raise ValueError(f"weighting={weighting!r}: allowed are {', '.join(weights)}")
+        raise InputError(f"weighting={weighting!r}: allowed are {', '.join(weights)}")
     return weights[weighting]
 
 
@@ -68,7 +69,7 @@ def weighted(prediction: Prediction, x_0: Array, weights: Array) -> Array:
 def normal_kl(mean_q: Array, log_variance_q: Array, mean_p: Array, log_variance_p: Array) -> Array:
     """KL(q || p) of diagonal Gaussians, elementwise, in nats."""
     difference = log_variance_q - log_variance_p
-    return 0.5 * (jnp.exp(difference) - 1 - difference + (mean_q - mean_p) ** 2 * jnp.exp(-log_variance_p))
+    return 0.5 * (jnp.expm1(difference) - difference + (mean_q - mean_p) ** 2 * jnp.exp(-log_variance_p))
 
 
 Decoder = Callable[[Array, Array, Array], Array]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from diffad_jax.errors import InputError
 from diffad_jax.process import Process, expand, transition_variance
 
 
@@ -55,7 +56,7 @@ def make_denoise(
     clip: x_0 is clipped to [-clip, clip] and eps follows it.
     """
     if predicts not in PREDICTS:
-        raise ValueError(f"predicts={predicts!r}: allowed are {', '.join(PREDICTS)}")
+        raise InputError(f"predicts={predicts!r}: allowed are {', '.join(PREDICTS)}")
 
     def denoise(x_t: Array, t: Array) -> Prediction:
         alpha, sigma = expand(process.alpha(t), x_t), expand(process.sigma(t), x_t)
@@ -96,7 +97,7 @@ def reverse_log_variance(
     variance, and that of the step above, from 2t to t, stands in for it.
     """
     if variance not in VARIANCES:
-        raise ValueError(f"variance={variance!r}: allowed are {', '.join(VARIANCES)}")
+        raise InputError(f"variance={variance!r}: allowed are {', '.join(VARIANCES)}")
     first = s <= 0
     lower, upper = jnp.where(first, t, s), jnp.where(first, jnp.minimum(2 * t, 1.0), t)
     small = jnp.log(process.sigma(lower) ** 2 * -jnp.expm1(process.log_snr(upper) - process.log_snr(lower)))
@@ -108,5 +109,5 @@ def reverse_log_variance(
         # Ho et al.'s fixed large variance also takes the clipped posterior at the last step of the chain.
         return jnp.where(expand(first, prediction.x_0), small, large)
     if prediction.variance_fraction is None:
-        raise ValueError("variance='learned' needs a network with learned_variance=True")
+        raise InputError("variance='learned' needs a network with learned_variance=True")
     return small + prediction.variance_fraction * (large - small)

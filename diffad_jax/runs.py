@@ -1,6 +1,7 @@
 """A run: one config, one training set, one work directory; trained, then scored. The story of the program."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
+from diffad_jax import samplers
 from diffad_jax.assembly import System, assemble
 from diffad_jax.build import build
 from diffad_jax.checkpoint import Checkpoints
@@ -49,11 +51,28 @@ def start(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, TrainStat
     """The system, the state before the first step, the compiled-to-be train step and the training settings."""
     system = assemble(config, shape)
     training: Training = build("training", {"Training": Training}, {"name": "Training", **config.training})
+    _check_counts("training", training)
+    if training.batch_size % training.accumulate:
+        raise InputError(
+            f"config.training.accumulate: found {training.accumulate}, which does not divide batch_size {training.batch_size}"
+        )
     spec = {"name": "make_optimizer", **config.optimizer}
     optimizer = build("optimizer", {"make_optimizer": make_optimizer}, spec, num_steps=training.num_steps)
-    state = init_state(jax.jit(system.init)(jax.random.key(config.seed)), optimizer)
+    # The default generator takes three times as long to compile for a network's many small draws.
+    state = init_state(jax.jit(system.init)(jax.random.key(config.seed, impl="rbg")), optimizer)
     step = make_train_step(system.loss, optimizer, training.batch_size, training.ema_decay, training.accumulate)
     return system, state, step, training
+
+
+def check(system: System, params: Params, shape: tuple[int, ...]) -> None:
+    """Traces loss, score and sampler without computing, so that what they refuse is refused before anything is written."""
+
+    def trace(params: Params, key: Array) -> tuple[Array, Array, Array]:
+        x, denoise = jnp.zeros((1, *shape)), system.denoise(params)
+        loss, maps = system.loss(params, x, jnp.zeros(1), key[None]), system.score.maps(denoise, x, key)
+        return loss, maps, samplers.sample(system.sampler, denoise, x, samplers.uniform(1), key)
+
+    jax.eval_shape(trace, params, jax.random.key(0))
 
 
 def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = True) -> None:
@@ -61,6 +80,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     transform = transforms.fit(train=dataset.train, **config.transform)
     scoring = scoring_of(config)
     system, state, step, settings = start(config, dataset.train.shape[1:])
+    check(system, state.params, dataset.train.shape[1:])
     save_config(workdir, config)
     if (workdir / "statistics.npz").exists():
         return
@@ -102,6 +122,14 @@ class Trained(NamedTuple):
         levels = make_levels(self.system, self.params, self.config.seed, scoring_of(self.config).batch_size)(x)
         return np.asarray(combine(self.statistics.calibration, jnp.asarray(levels)))
 
+    def score_each(self, raw_sets: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The scores of several sets. A row that stands in more than one is scored once: its score depends on it alone."""
+        rows = np.concatenate([np.ascontiguousarray(raw).reshape(len(raw), -1) for raw in raw_sets])
+        as_bytes = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
+        _, first, place = np.unique(as_bytes, return_index=True, return_inverse=True)
+        scores = self.score(rows[first].reshape(-1, *raw_sets[0].shape[1:]))[place]
+        return np.split(scores, np.cumsum([len(raw) for raw in raw_sets])[:-1])
+
     def explain(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """For pictures [K, H, W, C]: (x_0, x_t, reconstruction, error map [K, H, W]), the first three in model range.
 
@@ -135,4 +163,12 @@ def load(workdir: Path) -> Trained:
 
 def scoring_of(config: ConfigDict) -> Scoring:
     """config.scoring, checked."""
-    return build("scoring", {"Scoring": Scoring}, {"name": "Scoring", **config.scoring})
+    scoring: Scoring = build("scoring", {"Scoring": Scoring}, {"name": "Scoring", **config.scoring})
+    _check_counts("scoring", scoring)
+    return scoring
+
+
+def _check_counts(key: str, settings: Training | Scoring) -> None:
+    for name, value in settings._asdict().items():
+        if isinstance(value, int) and value < 1:
+            raise InputError(f"config.{key}.{name}: found {value}, allowed is 1 or more")

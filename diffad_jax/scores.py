@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffad_jax import samplers
+from diffad_jax.errors import InputError
 from diffad_jax.losses import Decoder
 from diffad_jax.losses import bound as variational_bound
 from diffad_jax.noise import fold_in, gaussian
@@ -48,7 +49,7 @@ def ssim(x: Array, y: Array, window: int = 7) -> Array:
     R = 2 the range (Wang et al. 2004, eq. 13). The window shrinks at the border, and to the picture where that is smaller.
     """
     if x.ndim != 4:
-        raise ValueError(f"distance 'ssim' needs pictures [B, H, W, C], found shape {x.shape}")
+        raise InputError(f"distance 'ssim' needs pictures [B, H, W, C], found shape {x.shape}")
     size = (1, min(window, x.shape[1]), min(window, x.shape[2]), 1)
 
     def local_mean(z: Array) -> Array:
@@ -65,16 +66,35 @@ def ssim(x: Array, y: Array, window: int = 7) -> Array:
     return 1 - similarity.mean(axis=-1)
 
 
-DISTANCES: dict[str, Callable[[Array, Array], Array]] = {"l2": l2, "l1": l1, "ssim": ssim}
+Distance = Callable[[Array, Array], Array]
+DISTANCES: dict[str, Distance] = {"l2": l2, "l1": l1, "ssim": ssim}
+
+
+def distance_named(name: str) -> Distance:
+    """The distance of that name; raises InputError listing the names there are."""
+    if name not in DISTANCES:
+        raise InputError(f"distance={name!r}: allowed are {', '.join(DISTANCES)}")
+    return DISTANCES[name]
+
 
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
 def reconstruct(
-    process: Process, sampler: samplers.Sampler, denoise: Denoise, x_0: Array, t: Array, num_steps: int, key: Array
+    process: Process,
+    sampler: samplers.Sampler,
+    denoise: Denoise,
+    x_0: Array,
+    t: Array,
+    num_steps: int,
+    key: Array,
+    sign: Array | float = 1.0,
 ) -> tuple[Array, Array]:
-    """Noises x_0 to time t and denoises it in num_steps even steps: (x_t, reconstruction), both like x_0."""
-    x_t = diffuse(process, x_0, t, gaussian(fold_in(key, 0), x_0))
+    """Noises x_0 to time t and denoises it in num_steps even steps: (x_t, reconstruction), both like x_0.
+
+    sign: -1 takes the mirrored noise, the other half of an antithetic pair.
+    """
+    x_t = diffuse(process, x_0, t, sign * gaussian(fold_in(key, 0), x_0))
     times = samplers.uniform(num_steps, t).astype(x_0.dtype)
     return x_t, samplers.sample(sampler, denoise, x_t, times, fold_in(key, 1))
 
@@ -89,14 +109,16 @@ def reconstruction(
 ) -> Score:
     """The paper's score: the distance between x_0 and its reconstruction from partial noise.
 
-    For each level t* of `times`: mean over num_draws draws of d(x_0, denoised(alpha x_0 + sigma eps)). num_steps = 1 with a
+    For each level t* of `times`: mean over num_draws draws of d(x_0, denoised(alpha x_0 + sigma eps)); draws come in
+    antithetic pairs eps, -eps, which takes the noise's own ups and downs out of the mean. num_steps = 1 with a
     deterministic sampler is the one-step denoising error, d(x_0, x_0_theta(x_t, t*)).
     """
-    measure = DISTANCES[distance]
+    measure = distance_named(distance)
 
     def score(denoise: Denoise, x_0: Array, key: Array) -> Array:
         def draw(t: Array, number: Array) -> Array:
-            _, x = reconstruct(process, sampler, denoise, x_0, t, num_steps, fold_in(key, number))
+            sign = 1 - 2 * (number % 2).astype(x_0.dtype)
+            _, x = reconstruct(process, sampler, denoise, x_0, t, num_steps, fold_in(key, number // 2), sign)
             return measure(x_0, x)
 
         def level(t: Array) -> Array:
@@ -119,7 +141,7 @@ def encode_decode(
 
     As in the published code, x_0 is taken to lie at the first time of the grid.
     """
-    sampler, measure = samplers.ddim(process), DISTANCES[distance]
+    sampler, measure = samplers.ddim(process), distance_named(distance)
 
     def score(denoise: Denoise, x_0: Array, key: Array) -> Array:
         def level(t: Array) -> Array:

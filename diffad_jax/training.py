@@ -1,4 +1,4 @@
-"""Training: the state, the pure step, and the optimiser. No files, no clocks; `experiments` and `fitting` drive it."""
+"""Training: the state, the pure step, and the optimiser. No files, no clocks; `loop` drives it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

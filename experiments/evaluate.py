@@ -34,12 +34,12 @@ def evaluate_run(directory: Path) -> list[Result]:
     trained = runs.load(directory)
     config = trained.config
     datasets = tests_of(trained, directory.name)
-    results, tests, seconds = [], {}, 0.0
-    for dataset in datasets:
-        started = time.perf_counter()
-        scores = trained.score(dataset.test)
-        seconds += time.perf_counter() - started
-        by_method = {config.model.name: scores} | {
+    results, tests = [], {}
+    started = time.perf_counter()
+    scores_each = trained.score_each([dataset.test for dataset in datasets])
+    seconds = time.perf_counter() - started
+    for dataset, scores in zip(datasets, scores_each, strict=True):
+        by_method = {f"diffusion ({config.model.name})": scores} | {
             name: baselines.fit_score(name, dataset.train, dataset.test, config.seed) for name in BASELINES.value
         }
         tests[dataset.name] = {**metrics(dataset.labels, scores), "n_test": len(dataset.test)}

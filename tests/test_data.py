@@ -281,19 +281,35 @@ def test_standardise_is_that_of_scikit_learn_and_survives_constant_columns(wide:
     np.testing.assert_allclose(found[:, 10], 0.05, rtol=1e-5)
 
 
-@pytest.mark.parametrize("l2", [False, True])
-def test_whiten_is_the_symmetric_root_of_the_oas_precision(
-    wide: np.ndarray, l2: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whiten_takes_the_oas_covariance_to_the_identity(wide: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     # Several chunks, the last one ragged: the bounded-memory sums must equal the plain ones.
     monkeypatch.setitem(transforms.chunks.__globals__, "CHUNK_VALUES", 60 * 7)
-    transform = transforms.fit("whiten", wide, l2=l2)
     rows = wide.astype(float)
-    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True) if l2 else rows
-    matrix = transform.arrays["matrix"]
-    np.testing.assert_allclose(matrix, matrix.T, atol=1e-9 * np.abs(matrix).max())
-    np.testing.assert_allclose(matrix @ oas(rows)[0] @ matrix, np.eye(60), atol=1e-8)
-    np.testing.assert_allclose(transform.apply(wide), (rows - rows.mean(axis=0)) @ matrix, atol=1e-4)
+    variance = rows.var(axis=0)
+    variance[10] = 0.0  # The constant column.
+    participation = variance.sum() ** 2 / (variance**2).sum()
+    scale = np.sqrt(variance + participation / 10 * np.median(variance[variance > 0]))
+    transform = transforms.fit("whiten", wide)
+    matrix = transform.arrays["matrix"] * scale[:, None]
+    np.testing.assert_allclose(matrix.T @ oas(rows / scale)[0] @ matrix, np.eye(60), atol=1e-8)
+    np.testing.assert_allclose(transform.apply(wide), (rows - rows.mean(axis=0)) / scale @ matrix, atol=1e-4)
+    # Leading components first, and a floor of 1 leaves nothing of the covariance but its trace.
+    assert (np.diff((np.linalg.inv(matrix) ** 2).sum(axis=1)) <= 1e-9).all()
+    spheres = transforms.fit("whiten", wide, shrinkage=1.0).arrays["matrix"] * scale[:, None]
+    np.testing.assert_allclose(spheres @ spheres.T, np.eye(60) * (spheres @ spheres.T)[0, 0], atol=1e-9)
+
+
+def test_whiten_standardises_mixed_units_and_keeps_common_ones() -> None:
+    generator = np.random.default_rng(5)
+    normal = generator.normal(size=(60, 20))
+    mixed, common = normal * np.logspace(0, 6, 20), normal * generator.uniform(0.5, 2, 20)
+    # Changing the unit of a column that is not the largest changes nothing when units are mixed: the map follows.
+    other = mixed.copy()
+    other[:, 3] *= 30
+    a, b = (transforms.fit("whiten", x).apply(x) for x in (mixed, other))
+    assert np.corrcoef((a**2).sum(axis=1), (b**2).sum(axis=1))[0, 1] > 0.9
+    unit = np.linalg.norm(transforms.fit("whiten", common, shrinkage=1.0).arrays["matrix"], axis=1)
+    assert unit.max() / unit.min() < 2
 
 
 def test_whitened_normals_have_about_unit_covariance() -> None:
@@ -309,21 +325,21 @@ def test_identical_normals_are_only_centred() -> None:
     same = np.full((20, 3), 0.1, np.float32)
     for name in ("standardise", "whiten"):
         np.testing.assert_allclose(transforms.fit(name, same).apply(same + 1), 1, rtol=1e-6)
-    # The norms leave rounding errors, which must not pass for variance.
-    directions = transforms.fit("whiten", np.array([[0.1, 0.2, 0.7]] * 21), l2=True)
-    np.testing.assert_allclose(directions.apply(np.array([[0.2, 0.4, 1.4]])), 0, atol=1e-6)
-    assert np.abs(directions.apply(np.eye(3))).max() < 2
 
 
 def test_transforms_survive_savez(wide: np.ndarray, tmp_path: Path) -> None:
-    kinds: dict[str, dict[str, Any]] = {"range": {"low": -1e5, "high": 1e5}, "standardise": {}, "whiten": {"l2": True}}
+    kinds: dict[str, dict[str, Any]] = {
+        "range": {"low": -1e5, "high": 1e5},
+        "standardise": {},
+        "whiten": {"shrinkage": 0.3},
+    }
     for name, options in kinds.items():
         transform = transforms.fit(name, wide, **options)
         np.savez(tmp_path / "t.npz", allow_pickle=False, **transform.to_arrays())
         with np.load(tmp_path / "t.npz", allow_pickle=False) as arrays:
             restored = transforms.Transform.from_arrays(arrays)
         assert restored.name == name and np.array_equal(restored.apply(wide), transform.apply(wide))
-    with pytest.raises(InputError, match="expected name, shape, l2, center"):
+    with pytest.raises(InputError, match="expected name, shape, center"):
         transforms.Transform.from_arrays({"name": np.array("range")})
 
 

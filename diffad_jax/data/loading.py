@@ -9,6 +9,7 @@ from diffad_jax.data.adbench import adbench, adbench_names
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.digits import digits
 from diffad_jax.data.raw import mnist_c, pictures
+from diffad_jax.errors import InputError
 
 
 def digits_each(anomalous_classes: Sequence[int] = tuple(range(10))) -> tuple[Dataset, ...]:
@@ -34,6 +35,15 @@ LOADERS: dict[str, Callable[..., Dataset | tuple[Dataset, ...]]] = {
 
 
 def load(spec: Mapping[str, Any]) -> tuple[Dataset, ...]:
-    """The data sets that `config.data` describes. Sets that share a training set share the array `train` itself."""
+    """The data sets that `config.data` describes. Sets that share a training set share the array `train` itself.
+
+    Raises InputError where there are none, or two of one name, which names their files and results.
+    """
     loaded = build("data", LOADERS, spec)
-    return (loaded,) if isinstance(loaded, Dataset) else loaded
+    sets = (loaded,) if isinstance(loaded, Dataset) else tuple(loaded)
+    names = [dataset.name for dataset in sets]
+    if not sets:
+        raise InputError(f"config.data: {spec.get('path', spec['name'])} holds no data set")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"config.data: more than one set is named {', '.join(twice)}; choose between them by path or rows")
+    return sets

@@ -17,7 +17,7 @@ MAX_WHITEN_WIDTH = 8192
 class Transform(NamedTuple):
     """A fitted affine map of a datum of `shape`; `arrays` holds all that `apply` needs.
 
-    With x flattened, and divided by its L2 norm where `l2` is true: (x - center) * scale or (x - center) @ matrix.
+    With x flattened: (x - center) * scale or (x - center) @ matrix.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Transform(NamedTuple):
         x = _checked(x, self.shape)
         result = np.empty(x.shape, np.float32)
         for start, stop in chunks(x):
-            rows = _rows(x, start, stop, bool(self.arrays["l2"])) - self.arrays["center"]
+            rows = _rows(x, start, stop) - self.arrays["center"]
             rows = rows @ self.arrays["matrix"] if "matrix" in self.arrays else rows * self.arrays["scale"]
             result[start:stop] = rows.reshape(-1, *self.shape)
         return result
@@ -45,9 +45,9 @@ class Transform(NamedTuple):
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Transform":
         """The transform whose `to_arrays` gave these arrays; raises InputError when one of them is missing."""
         keys = set(arrays)
-        if not {"name", "shape", "l2", "center"} <= keys or not keys & {"scale", "matrix"}:
+        if not {"name", "shape", "center"} <= keys or not keys & {"scale", "matrix"}:
             raise InputError(
-                f"transform: found the arrays {sorted(keys)}, expected name, shape, l2, center and scale or matrix"
+                f"transform: found the arrays {sorted(keys)}, expected name, shape, center and scale or matrix"
             )
         rest = {str(key): np.asarray(arrays[key]) for key in keys - {"name", "shape"}}
         return cls(str(arrays["name"]), tuple(int(n) for n in arrays["shape"]), rest)
@@ -58,9 +58,12 @@ def fit(name: str, train: np.ndarray, **options: Any) -> Transform:
 
     "range" (low, high): 2 (x - low) / (high - low) - 1, so [low, high] -> [-1, 1]; later values are not clipped.
     "standardise": (x - mean) / std per column; a constant column is divided by 1.
-    "whiten" (l2 = False): (x - mean) W with W = C^(-1/2) symmetric (ZCA) and C the covariance of the normals with OAS
-    shrinkage, so that they have about unit covariance even for N << D. `l2` divides each row by its L2 norm first.
-    A constant column has the variance that the shrinkage lends it.
+    "whiten" (shrinkage = 0.0): (x / s - mean) W, PCA whitening by the shrunk covariance C of the normals: W = V L^(-1/2) with
+    C = V L V^T, leading components first, so that normals have about unit covariance even for N << D. `shrinkage` is a
+    floor under the intensity rho of OAS. The scale s_j^2 = v_j + (PR / 10) median(v) of a column of variance v_j bends with
+    the participation ratio PR = (sum v)^2 / sum v^2, the number of columns that share the variance: where a few columns
+    hold it all, units are arbitrary and s standardises; where many share it, as in embeddings, the unit is common and s is
+    nearly constant. A constant column has the variance that the shrinkage lends it.
 
     Source of the shrinkage: Chen et al. 2010, "Shrinkage algorithms for MMSE covariance estimation", eq. 23, in the
     form of scikit-learn's `oas`, which neglects the terms 2/p.
@@ -87,35 +90,31 @@ def _fit_range(train: np.ndarray, low: float, high: float) -> Arrays:
             f"[{train.min():g}, {train.max():g}], which [low, high] must hold"
         )
     # Scalars broadcast over the columns, so a picture's statistics stay two numbers.
-    return {"l2": np.array(False), "center": np.array((low + high) / 2.0), "scale": np.array(2.0 / (high - low))}
+    return {"center": np.array((low + high) / 2.0), "scale": np.array(2.0 / (high - low))}
 
 
 def _fit_standardise(train: np.ndarray) -> Arrays:
-    mean = _mean(train, l2=False)
-    squares = np.zeros_like(mean)
-    for start, stop in chunks(train):
-        squares += np.square(_rows(train, start, stop, l2=False) - mean).sum(axis=0)
-    std = np.sqrt(squares / len(train))
-    rows = train.reshape(len(train), -1)
-    # By equality, since the rounding of the mean leaves a constant column a spread just above 0.
-    std[rows.min(axis=0) == rows.max(axis=0)] = 1.0
-    return {"l2": np.array(False), "center": mean, "scale": 1.0 / std}
+    mean, variance = _moments(train)
+    variance[variance == 0] = 1.0
+    return {"center": mean, "scale": 1.0 / np.sqrt(variance)}
 
 
-def _fit_whiten(train: np.ndarray, l2: bool = False) -> Arrays:
-    mean = _mean(train, l2)
+def _fit_whiten(train: np.ndarray, shrinkage: float = 0.0) -> Arrays:
+    mean, variance = _moments(train)
     if len(mean) > MAX_WHITEN_WIDTH:
         raise InputError(f"transform 'whiten': {len(mean)} columns, allowed are up to {MAX_WHITEN_WIDTH}")
+    if not 0 <= shrinkage <= 1:
+        raise InputError(f"transform 'whiten': shrinkage = {shrinkage}, allowed are 0 to 1")
+    if not variance.any():
+        return {"center": mean, "matrix": np.eye(len(mean))}
+    participation = variance.sum() ** 2 / np.square(variance).sum()
+    unit = 1 / np.sqrt(variance + participation / 10 * np.median(variance[variance > 0]))
     covariance = np.zeros((len(mean), len(mean)))
     for start, stop in chunks(train):
-        rows = _rows(train, start, stop, l2) - mean
+        rows = (_rows(train, start, stop) - mean) * unit
         covariance += rows.T @ rows
-    covariance /= len(train)
-    # Normals that are all alike leave only rounding errors, which must not be scaled up to 1.
-    if covariance.trace() <= 1e-24 * np.square(mean).sum():
-        return {"l2": np.array(l2), "center": mean, "matrix": np.eye(len(mean))}
-    values, vectors = np.linalg.eigh(_oas(covariance, len(train)))
-    return {"l2": np.array(l2), "center": mean, "matrix": (vectors / np.sqrt(values)) @ vectors.T}
+    values, vectors = np.linalg.eigh(_shrunk(covariance / len(train), len(train), shrinkage))
+    return {"center": mean, "matrix": unit[:, None] * vectors[:, ::-1] / np.sqrt(values[::-1])}
 
 
 FITS: dict[str, Callable[..., Arrays]] = {
@@ -125,27 +124,29 @@ FITS: dict[str, Callable[..., Arrays]] = {
 }
 
 
-def _oas(covariance: np.ndarray, n: int) -> np.ndarray:
-    """(1 - rho) S + rho mu I, with mu the mean variance and rho the oracle-approximating shrinkage for n rows."""
+def _shrunk(covariance: np.ndarray, n: int, floor: float) -> np.ndarray:
+    """(1 - rho) S + rho mu I, mu the mean variance, rho the oracle-approximating shrinkage for n rows or the floor."""
     p = len(covariance)
     mu = covariance.trace() / p
     mean_square = np.square(covariance).mean()
     excess = (n + 1) * (mean_square - mu**2 / p)
-    rho = min((mean_square + mu**2) / excess, 1.0) if excess > 0 else 1.0
+    rho = max(min((mean_square + mu**2) / excess, 1.0) if excess > 0 else 1.0, floor)
     return (1 - rho) * covariance + rho * mu * np.eye(p)
 
 
-def _rows(x: np.ndarray, start: int, stop: int, l2: bool) -> np.ndarray:
-    """A chunk as float64 rows [n, D]; a row of zeros has no direction and stays as it is."""
-    rows = x[start:stop].reshape(stop - start, -1).astype(np.float64)
-    if l2:
-        norm = np.linalg.norm(rows, axis=1, keepdims=True)
-        rows /= np.where(norm > 0, norm, 1.0)
-    return rows
+def _rows(x: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """A chunk as float64 rows [n, D]."""
+    return x[start:stop].reshape(stop - start, -1).astype(np.float64)
 
 
-def _mean(x: np.ndarray, l2: bool) -> np.ndarray:
-    return sum(_rows(x, start, stop, l2).sum(axis=0) for start, stop in chunks(x)) / len(x)
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of each column, chunk by chunk in float64; exactly 0 for a constant column."""
+    mean = sum(_rows(x, start, stop).sum(axis=0) for start, stop in chunks(x)) / len(x)
+    variance = sum(np.square(_rows(x, start, stop) - mean).sum(axis=0) for start, stop in chunks(x)) / len(x)
+    rows = x.reshape(len(x), -1)
+    # By equality, since the rounding of the mean leaves a constant column a spread just above 0.
+    variance[rows.min(axis=0) == rows.max(axis=0)] = 0.0
+    return mean, variance
 
 
 def _checked(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

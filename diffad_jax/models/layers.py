@@ -31,6 +31,20 @@ def conv3x3(features: int, *, strides: int = 1, zero: bool = False, dtype: str =
     return nn.Conv(features, (3, 3), strides=strides, padding=1, kernel_init=kernel_init, dtype=dtype, name=name)
 
 
+def fold(x: jax.Array, patch_size: int) -> jax.Array:
+    """Patches into channels: [B, H, W, C] -> [B, H / p, W / p, p p C]."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // patch_size, patch_size, width // patch_size, patch_size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // patch_size, width // patch_size, -1)
+
+
+def unfold(x: jax.Array, patch_size: int) -> jax.Array:
+    """The inverse of `fold`: [B, h, w, p p C] -> [B, h p, w p, C]."""
+    batch, height, width, _ = x.shape
+    x = x.reshape(batch, height, width, patch_size, patch_size, -1)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * patch_size, width * patch_size, -1)
+
+
 def upsample(x: jax.Array) -> jax.Array:
     """Nearest-neighbour upsampling by 2: [B, H, W, C] -> [B, 2 H, 2 W, C]."""
     batch, height, width, channels = x.shape
@@ -47,11 +61,13 @@ def downsample(x: jax.Array) -> jax.Array:
 class GroupNorm(nn.Module):
     """Group normalisation, gamma (x - mean) / sqrt(variance + 1e-5) + beta, optionally times (1 + scale) plus shift.
 
-    There are 32 groups, or the largest divisor of 32 that also divides the number of channels.
+    There are `groups` groups, or the largest divisor of `groups` that also divides the number of channels.
     Everything is folded into one affine map per example and channel, found in float32 from the means of x and x^2.
 
     Source: Wu & He 2018, equations 1, 2 and 6; the modulation is Dhariwal & Nichol 2021, equation 3.
     """
+
+    groups: int = 32
 
     @nn.compact
     def __call__(self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None) -> jax.Array:
@@ -59,7 +75,7 @@ class GroupNorm(nn.Module):
         batch, channels = x.shape[0], x.shape[-1]
         gamma = self.param("scale", nn.initializers.ones, (channels,))
         beta = self.param("bias", nn.initializers.zeros, (channels,))
-        groups = math.gcd(32, channels)
+        groups = math.gcd(self.groups, channels)
         values = x.astype(jnp.float32)
 
         def group_mean(v: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffad_jax.errors import InputError
 from diffad_jax.models.attention import attention
-from diffad_jax.models.layers import GroupNorm, conv3x3, downsample, timestep_embedding, upsample
+from diffad_jax.models.layers import GroupNorm, conv3x3, downsample, fold, timestep_embedding, unfold, upsample
 
 
 class ResBlock(nn.Module):
@@ -20,18 +20,19 @@ class ResBlock(nn.Module):
     resample: Literal["none", "down", "up"] = "none"
     scale_shift: bool = True
     dropout: float = 0.0
+    norm_groups: int = 32
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array, train: bool) -> jax.Array:
         """Map x [B, H, W, C] and the activated time embedding [B, E] to [B, H', W', features]."""
         resample = {"none": lambda h: h, "down": downsample, "up": upsample}[self.resample]
-        h = resample(nn.silu(GroupNorm(name="in_norm")(x)))
+        h = resample(nn.silu(GroupNorm(self.norm_groups, name="in_norm")(x)))
         h = conv3x3(self.features, dtype=self.dtype, name="in_conv")(h)
         x = resample(x)
 
         condition = nn.Dense(self.features * (2 if self.scale_shift else 1), dtype=self.dtype, name="emb")(time)
-        norm = GroupNorm(name="out_norm")
+        norm = GroupNorm(self.norm_groups, name="out_norm")
         h = norm(h, *jnp.split(condition, 2, axis=-1)) if self.scale_shift else norm(h + condition[:, None, None])
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
         h = conv3x3(self.features, zero=True, dtype=self.dtype, name="out_conv")(h)
@@ -45,6 +46,7 @@ class AttentionBlock(nn.Module):
 
     num_heads: int = 1
     head_channels: int | None = None
+    norm_groups: int = 32
     dtype: str = "float32"
 
     @nn.compact
@@ -56,7 +58,7 @@ class AttentionBlock(nn.Module):
             raise InputError(
                 f"num_heads={self.num_heads}, head_channels={self.head_channels}: {channels} channels do not divide"
             )
-        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(GroupNorm(name="norm")(x))
+        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(GroupNorm(self.norm_groups, name="norm")(x))
         # Published weights hold q, k, v one after the other within each head.
         q, k, v = jnp.split(qkv.reshape(batch, height * width, heads, -1), 3, axis=-1)
         h = attention(q, k, v).reshape(x.shape)
@@ -76,8 +78,13 @@ class UNet(nn.Module):
         head_channels: channels a head; the number of heads follows.
         scale_shift: time scales and shifts the normalised features (True) or is added before normalising (False).
             Where there are 32 channels or fewer, a group is one channel and its normalisation removes what was added.
+        patch_size: pixels a side that are folded into channels before the first convolution and unfolded after the last; 2
+            makes the network about four times as fast (Luhman & Luhman 2022, "Improving diffusion model efficiency through
+            patching").
         resample: "block", residual blocks halve and double the picture; "conv", single convolutions do.
         dropout: rate in [0, 1), active when train is True (needs a "dropout" key).
+        norm_groups: groups of every GroupNorm. With one channel a group, the norm takes each channel's mean away; small
+            networks want fewer groups than the published 32.
         learned_variance: double the output channels: the prediction, then the variance logits.
         dtype: compute type; parameters, normalisations and softmax stay in float32.
 
@@ -91,8 +98,10 @@ class UNet(nn.Module):
     num_heads: int = 1
     head_channels: int | None = None
     scale_shift: bool = True
+    patch_size: int = 1
     resample: Literal["block", "conv"] = "block"
     dropout: float = 0.0
+    norm_groups: int = 32
     learned_variance: bool = False
     dtype: str = "float32"
 
@@ -104,14 +113,16 @@ class UNet(nn.Module):
             InputError: H or W cannot be halved at every level, or resample is unknown.
         """
         last_level = len(self.channel_multipliers) - 1
-        multiple = 2**last_level
+        multiple = self.patch_size * 2**last_level
         if x_t.ndim != 4 or x_t.shape[1] % multiple or x_t.shape[2] % multiple:
             raise InputError(f"x_t: found shape {x_t.shape}, need [B, H, W, C] with H and W multiples of {multiple}")
         if self.resample not in ("block", "conv"):
             raise InputError(f'resample: found {self.resample!r}, allowed are "block" and "conv"')
 
-        residual = partial(ResBlock, scale_shift=self.scale_shift, dropout=self.dropout, dtype=self.dtype)
-        self_attention = partial(AttentionBlock, self.num_heads, self.head_channels, self.dtype)
+        residual = partial(
+            ResBlock, scale_shift=self.scale_shift, dropout=self.dropout, norm_groups=self.norm_groups, dtype=self.dtype
+        )
+        self_attention = partial(AttentionBlock, self.num_heads, self.head_channels, self.norm_groups, self.dtype)
         by_block = self.resample == "block"
 
         time = timestep_embedding(t, self.channels)
@@ -119,7 +130,9 @@ class UNet(nn.Module):
         time = nn.silu(nn.Dense(4 * self.channels, dtype=self.dtype, name="time_2")(time))
 
         # Names follow the numbering of published checkpoints, so that `published.py` needs no second description.
-        h = conv3x3(self.channels * self.channel_multipliers[0], dtype=self.dtype, name="down_0_0")(x_t)
+        h = conv3x3(self.channels * self.channel_multipliers[0], dtype=self.dtype, name="down_0_0")(
+            fold(x_t, self.patch_size)
+        )
         skips = [h]
         for level, multiplier in enumerate(self.channel_multipliers):
             for _ in range(self.num_blocks):
@@ -155,6 +168,7 @@ class UNet(nn.Module):
                 else:
                     h = conv3x3(h.shape[-1], dtype=self.dtype, name=f"{name}_conv")(upsample(h))
 
-        h = nn.silu(GroupNorm(name="out_0")(h))
-        outputs = x_t.shape[-1] * (2 if self.learned_variance else 1)
-        return conv3x3(outputs, zero=True, dtype=self.dtype, name="out_2")(h).astype(x_t.dtype)
+        h = nn.silu(GroupNorm(self.norm_groups, name="out_0")(h))
+        outputs = x_t.shape[-1] * self.patch_size**2 * (2 if self.learned_variance else 1)
+        h = conv3x3(outputs, zero=True, dtype=self.dtype, name="out_2")(h).astype(x_t.dtype)
+        return unfold(h, self.patch_size)

@@ -1,0 +1,62 @@
+"""The order of the modules: each imports only what stands above it, and the mathematics knows neither Flax nor configs."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import diffad_jax
+
+ROOT = Path(diffad_jax.__file__).parent
+ORDER = [
+    *({"errors"}, {"build"}, {"process", "noise"}, {"parametrisation"}, {"losses"}, {"samplers"}, {"scores"}),
+    *({"models"}, {"training"}, {"data"}, {"metrics"}, {"baselines"}, {"figures"}, {"report"}, {"checkpoint"}),
+    *({"logs"}, {"assembly"}, {"loop"}, {"evaluation"}, {"workdir"}, {"runs"}),
+]
+RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
+MATHEMATICS = ["process", "noise", "parametrisation", "losses", "samplers", "scores"]
+
+
+def files(module: str) -> list[Path]:
+    return sorted((ROOT / module).rglob("*.py")) or [ROOT / f"{module}.py"]
+
+
+def imports(source: str) -> Iterator[str]:
+    """Full names of everything imported, lazily or not; `from a import b` gives a.b, relative imports are refused."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import of {node.module}"
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def imported_modules(source: str) -> set[str]:
+    """The modules of this package among the imports."""
+    return {parts[1] for name in imports(source) if (parts := name.split("."))[0] == "diffad_jax" and len(parts) > 1}
+
+
+def test_every_module_has_its_place() -> None:
+    found = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert found - {"__init__"} == set(RANK)
+    assert list(imports((ROOT / "__init__.py").read_text())) == []
+
+
+@pytest.mark.parametrize("module", RANK)
+def test_imports_go_up_the_list_only(module: str) -> None:
+    for path in files(module):
+        for other in imported_modules(path.read_text()) - {module}:
+            assert RANK[other] < RANK[module], f"{path.relative_to(ROOT)} imports diffad_jax.{other}"
+
+
+@pytest.mark.parametrize("module", MATHEMATICS)
+def test_mathematics_knows_neither_flax_nor_configs(module: str) -> None:
+    names = set(imports((ROOT / f"{module}.py").read_text()))
+    assert not {name.split(".")[0] for name in names} & {"flax", "ml_collections"}
+    assert "build" not in imported_modules((ROOT / f"{module}.py").read_text())
+
+
+def test_the_reading_of_imports() -> None:
+    lazily = "import diffad_jax.runs\ndef f():\n    from diffad_jax import scores, loop"
+    assert imported_modules(f"{lazily}\nfrom diffad_jax.data.raw import x") == {"runs", "scores", "loop", "data"}

@@ -1,0 +1,174 @@
+"""The scores of Gaussian data, known in closed form, and what every score must be: its own datum's alone."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from analytic import PROCESSES, amplitudes, flow, gaussian_denoise, marginal_variance, negative_log_density
+from jax import Array
+from numpy.testing import assert_allclose
+
+from diffad_jax import samplers, scores
+from diffad_jax.errors import InputError
+from diffad_jax.losses import gaussian_decoder
+from diffad_jax.parametrisation import Denoise, Prediction
+from diffad_jax.scores import Score
+
+KEY = jax.random.key(3)
+MEAN, DEVIATION = np.array([0.5, -1.0, 0.0]), np.array([0.3, 1.0, 0.8])
+
+
+def maps(score: Score, denoise: Denoise, x_0: np.ndarray, key: Array = KEY) -> np.ndarray:
+    return np.asarray(compiled_maps(score, denoise, x_0, key))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def compiled_maps(score: Score, denoise: Denoise, x_0: Array, key: Array) -> Array:
+    return score.maps(denoise, x_0, key)
+
+
+# --- against closed forms ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cosine", "log_linear"])
+def test_one_step_error_of_gaussian_data(name: str) -> None:
+    """E |x_0 - x_0_theta|^2 = (sigma^2 d / v)^2 + (alpha sigma s^2 / v)^2, d = x_0 - mean, v = alpha^2 s^2 + sigma^2."""
+    p, dims, times, draws = PROCESSES[name], 4096, (0.2, 0.5), 16
+    mean, deviation = np.tile(MEAN[1:], dims // 2), np.tile(DEVIATION[1:], dims // 2)
+    x_0 = np.asarray(mean + np.array([[0.0], [1.0], [4.0]]) * deviation, np.float32)
+    score = scores.one_step(p, times, draws)
+    found = maps(score, gaussian_denoise(p, mean, deviation), x_0)
+    for t, level in zip(times, found, strict=True):
+        alpha, sigma = (np.asarray(a) for a in amplitudes(p, t))
+        variance = np.asarray(marginal_variance(p, t, deviation))
+        bias, spread = sigma**2 * (x_0 - mean) / variance, (alpha * sigma * deviation**2 / variance) ** 2
+        error = np.sqrt((4 * bias**2 * spread + 2 * spread**2).mean(axis=1) / (dims * draws))
+        assert (np.abs(level - (bias**2 + spread).mean(axis=1)) < 4 * error).all()
+    assert score.evaluations == len(times) * draws
+
+
+def test_encode_decode_returns_gaussian_data() -> None:
+    p, x_0 = PROCESSES["cosine"], np.array([[0.7, -2.0, 0.0], [0.0, 1.0, 1.5]], np.float32)
+    denoise = gaussian_denoise(p, MEAN, DEVIATION)
+    errors = np.array([maps(scores.encode_decode(p, (0.5,), steps), denoise, x_0)[0] for steps in (8, 16, 32)])
+    assert (errors[1:] < 0.6 * errors[:-1]).all()
+    assert errors[-1].max() < 0.01
+
+
+def test_bound_is_above_and_near_the_negative_log_density() -> None:
+    """The step to 0 and the shortest ones with beta_tilde for a variance cost under a nat a dimension."""
+    p, x_0 = PROCESSES["linear"], np.asarray(MEAN + np.array([[0.0], [2.0], [5.0]]) * DEVIATION, np.float32)
+    score, denoise = scores.bound(p, gaussian_decoder(), 100, "large"), gaussian_denoise(p, MEAN, DEVIATION)
+    found = np.mean([maps(score, denoise, x_0, jax.random.key(i)) for i in range(8)], axis=0)
+    gap = found[0] - negative_log_density(x_0, MEAN, DEVIATION)
+    assert (gap > 0).all()
+    assert (gap < 3).all()
+
+
+SCORES = {
+    "one_step": lambda p: scores.one_step(p, (0.4,), 4),
+    "reconstruction": lambda p: scores.reconstruction(p, samplers.ddpm(p), (0.3, 0.5), 4, 3),
+    "heun": lambda p: scores.reconstruction(p, samplers.heun(p), (0.4,), 3, 2, "l1"),
+    "encode_decode": lambda p: scores.encode_decode(p, (0.5,), 4),
+    "bound": lambda p: scores.bound(p, gaussian_decoder(), 20),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_farther_points_score_higher_whatever_their_company(name: str) -> None:
+    p = PROCESSES["cosine"]
+    score, exact = SCORES[name](p), gaussian_denoise(p, MEAN, DEVIATION)
+    calls = []
+
+    def denoise(x: Array, t: Array) -> Prediction:
+        jax.debug.callback(lambda: calls.append(1))
+        return exact(x, t)
+
+    x_0 = np.asarray(MEAN + np.array([[0.5], [2.0], [4.0], [8.0], [16.0]]) * DEVIATION, np.float32)
+    scorer = jax.jit(lambda x: scores.per_datum(score.maps(denoise, x, KEY)))
+    levels = np.asarray(scorer(x_0))
+    jax.effects_barrier()
+    assert len(calls) == score.evaluations
+    assert (np.diff(levels, axis=1) > 0).all()
+    # Another order and other mates; then padding, with which batches of any size are filled up.
+    order = np.array([3, 0, 0, 4, 1])
+    assert_allclose(scorer(x_0[order]), levels[:, order], rtol=1e-6)
+    assert_allclose(scorer(np.concatenate([x_0[:3], np.zeros((2, 3), np.float32)]))[:, :3], levels[:, :3], rtol=1e-6)
+
+
+def test_draws_have_their_own_noise() -> None:
+    """A denoiser that answers with eps scores the mean of eps^2, which narrows with n only where the n draws differ."""
+    p, x_0 = PROCESSES["cosine"], np.zeros((1, 64), np.float32)
+
+    def denoise(x_t: Array, t: Array) -> Prediction:
+        return Prediction(x_t / p.sigma(t), x_t)
+
+    score = scores.one_step(p, (0.5,), 64)
+    found = [maps(score, denoise, x_0, jax.random.key(i))[0, 0] for i in range(3)]
+    assert len(np.unique(found)) == 3
+    assert_allclose(found, 1, atol=4 * np.sqrt(2) / 64)
+
+
+def test_reconstruct_gives_both_pictures() -> None:
+    """With shared noise, and the exact flow of what was noised for a reconstruction."""
+    p, x_0 = PROCESSES["cosine"], np.asarray(MEAN + np.array([[1.0], [-1.0]]) * DEVIATION, np.float32)
+    t, denoise = np.float32(0.3), gaussian_denoise(p, MEAN, DEVIATION)
+    x_t, x = jax.jit(lambda x: scores.reconstruct(p, samplers.heun(p), denoise, x, jnp.float32(t), 40, KEY))(x_0)
+    alpha, sigma = (np.asarray(a) for a in amplitudes(p, t))
+    eps = (x_t - alpha * x_0) / sigma
+    assert_allclose(eps[0], eps[1], rtol=1e-4)
+    assert_allclose(x, flow(p, x_t, t, 0.0, MEAN, DEVIATION), atol=0.01)
+
+
+# --- distances --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 11, 3), (2, 5, 9, 1)])
+def test_ssim_is_the_brute_force_loop(shape: tuple[int, ...]) -> None:
+    """The second picture is lower than the window, which shrinks to it."""
+    x, noise = np.random.default_rng(0).uniform(-1, 1, (2, *shape))
+    y, up, left = 0.7 * x + 0.3 * noise, min(7, shape[1]) // 2, min(7, shape[2]) // 2
+    expected = np.zeros(shape)
+    for b, i, j, c in np.ndindex(*shape):
+        window = (b, slice(max(i - up, 0), i + up + 1), slice(max(j - left, 0), j + left + 1), c)
+        u, v = x[window], y[window]
+        numerator = (2 * u.mean() * v.mean() + 0.02**2) * (2 * ((u - u.mean()) * (v - v.mean())).mean() + 0.06**2)
+        denominator = (u.mean() ** 2 + v.mean() ** 2 + 0.02**2) * (u.var() + v.var() + 0.06**2)
+        expected[b, i, j, c] = 1 - numerator / denominator
+    found = jax.jit(scores.ssim)(x, y)
+    assert_allclose(found, expected.mean(axis=-1), atol=1e-5)
+
+
+def test_distances() -> None:
+    x, y = np.random.default_rng(1).uniform(-1, 1, (2, 2, 9, 11, 3)).astype(np.float32)
+    for name, distance in scores.DISTANCES.items():
+        assert_allclose(jax.jit(distance)(x, x), np.zeros((2, 9, 11)), atol=1e-6, err_msg=name)
+    for u, v in ((x, y), (x[:, 0, 0], y[:, 0, 0])):
+        assert_allclose(scores.l2(u, v), ((u - v) ** 2).mean(axis=-1), rtol=1e-5)
+        assert_allclose(scores.l1(u, v), np.abs(u - v).mean(axis=-1), rtol=1e-5)
+    with pytest.raises(InputError, match=r"distance 'ssim' needs pictures"):
+        scores.ssim(x[:, 0, 0], y[:, 0, 0])
+    with pytest.raises(InputError, match=r"distance='psnr': allowed are l2, l1, ssim"):
+        scores.one_step(PROCESSES["linear"], distance="psnr")
+
+
+# --- from maps to one number a datum ----------------------------------------------------------------------------------
+
+
+def test_calibrated_levels_are_joined() -> None:
+    rng = np.random.default_rng(0)
+    normal = np.stack([rng.normal(5, 2, 200), rng.normal(-1, 0.01, 200), np.full(200, 3.0)]).astype(np.float32)
+    calibration = scores.calibrate(jnp.asarray(normal))
+    mean, scale = (np.asarray(a)[:, None] for a in calibration)
+    standardised = (normal - mean) / scale
+    assert_allclose(standardised.mean(axis=1), 0, atol=1e-4)
+    assert_allclose(standardised.std(axis=1), [1, 1, 0], atol=1e-4)
+    assert_allclose(scores.combine(calibration, normal), standardised.mean(axis=0), atol=1e-6)
+    # The mean over pixels of the joined map is the joined score.
+    pictures = rng.normal(size=(3, 4, 5, 6)).astype(np.float32)
+    levels = scores.per_datum(pictures)
+    assert_allclose(levels, pictures.mean(axis=(2, 3)), rtol=1e-5, atol=1e-7)
+    joined = np.asarray(scores.combine(calibration, pictures))
+    assert_allclose(joined.mean(axis=(1, 2)), scores.combine(calibration, levels), rtol=1e-4)
