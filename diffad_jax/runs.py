@@ -20,6 +20,8 @@ from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_calibration, make_levels
 from diffad_jax.loop import fit
+from diffad_jax.noise import fold_in, gaussian, keys_for
+from diffad_jax.samplers import sample, uniform
 from diffad_jax.scores import combine, l2, reconstruct
 from diffad_jax.training import Params, TrainState, init_state, make_optimizer, make_train_step
 from diffad_jax.workdir import Statistics, load_config, save_config
@@ -129,6 +131,18 @@ class Trained(NamedTuple):
         _, first, place = np.unique(as_bytes, return_index=True, return_inverse=True)
         scores = self.score(rows[first].reshape(-1, *raw_sets[0].shape[1:]))[place]
         return np.split(scores, np.cumsum([len(raw) for raw in raw_sets])[:-1])
+
+    def sample(self, count: int, num_steps: int = 50, seed: int = 0) -> np.ndarray:
+        """Draws `count` new normals from the model, in model range, with config.sampler over num_steps even steps."""
+        key = jax.random.key(seed)
+        keys = keys_for(key, jnp.arange(count))
+
+        @jax.jit
+        def draw(params: Params) -> Array:
+            x = gaussian(keys, jnp.zeros((count, *self.statistics.transform.shape)))
+            return sample(self.system.sampler, self.system.denoise(params), x, uniform(num_steps), fold_in(keys, 1))
+
+        return np.asarray(draw(self.params))
 
     def explain(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """For pictures [K, H, W, C]: (x_0, x_t, reconstruction, error map [K, H, W]), the first three in model range.

@@ -99,7 +99,7 @@ def make_train_step(
 
 def make_dispatch(
     train_step: Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]], steps: int
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
+) -> jax.stages.Wrapped:
     """Compiles `steps` train steps as one dispatch; batch leaves are [steps, B, ...], metrics the mean over the steps.
 
     steps = 1 runs outside any loop: on CPU, XLA computes a convolution's weight gradient inside a loop many times slower.

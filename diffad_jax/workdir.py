@@ -37,7 +37,10 @@ def flatten(tree: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
 
 def save_config(workdir: Path, config: ConfigDict) -> None:
     """Writes config.json, and refuses a directory that holds a run of another config, naming the differing keys."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{workdir}: cannot be a work directory ({error.strerror})") from error
     path = workdir / "config.json"
     new = json.loads(config.to_json_best_effort())
     if path.exists():

@@ -20,9 +20,9 @@ from diffad_jax.errors import InputError
 from diffad_jax.loop import Diverged
 
 
-def config_flag() -> flags.FlagHolder:
+def config_flag(default: str | None = None) -> flags.FlagHolder:
     """Defines --config FILE[:ARGUMENT], whose keys --config.key=value overrides."""
-    return config_flags.DEFINE_config_file("config", None, "Config file of the run.", lock_config=True)
+    return config_flags.DEFINE_config_file("config", default, "Config file of the run.", lock_config=True)
 
 
 def use_compilation_cache() -> None:

@@ -1,9 +1,10 @@
 """Scores test data with trained detectors, beside classical baselines, and writes metrics.json and report.html.
 
-python -m experiments.evaluate --workdir runs/digits [--data other.npz] [--baselines iforest,ocsvm,copod,knn]
+python -m experiments.evaluate --workdir runs/digits [--data other.npz] [--baselines iforest,ocsvm,copod,knn,knn_raw]
 
 Without --data the test sets of the run's own config are scored. PATH in --data: an `.npz` of X, y (0 normal, 1 anomaly),
-or a folder with sub-folders of pictures, `good` the normal one; results then go to metrics_<name of PATH>.json.
+or a folder with sub-folders of pictures, `good` the normal one; results then go to metrics_<name of PATH>.json and
+report_<name of PATH>.html.
 """
 
 import time
@@ -25,7 +26,9 @@ from experiments import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run, or of several.", required=True)
 DATA = flags.DEFINE_string("data", None, "Other labelled data to score: an .npz of X, y or a folder of pictures.")
-BASELINES = flags.DEFINE_list("baselines", ["iforest", "ocsvm", "copod", "knn"], "Classical detectors to stand beside.")
+BASELINES = flags.DEFINE_list(
+    "baselines", ["iforest", "ocsvm", "copod", "knn", "knn_raw"], "Classical detectors to stand beside."
+)
 PICTURES_PER_KIND = 3
 
 
@@ -57,9 +60,13 @@ def evaluate_run(directory: Path) -> list[Result]:
         "network_evaluations_per_datum": trained.system.score.evaluations,
         "tests": tests,
     }
-    suffix = f"_{Path(DATA.value).stem}" if DATA.value else ""
-    workdir.save_json(directory / f"metrics{suffix}.json", summary)
+    workdir.save_json(directory / f"metrics{suffix()}.json", summary)
     return results
+
+
+def suffix() -> str:
+    """What sets the files of other data apart from those of the run's own test sets."""
+    return f"_{Path(DATA.value).stem}" if DATA.value else ""
 
 
 def tests_of(trained: runs.Trained, name: str) -> list[Dataset]:
@@ -69,6 +76,8 @@ def tests_of(trained: runs.Trained, name: str) -> list[Dataset]:
     mine = [dataset for dataset in own if dataset.name == name] or [own[0]]
     if DATA.value:
         x, labels = labelled(DATA.value)
+        if x.shape[1:] != mine[0].train.shape[1:]:
+            raise InputError(f"{DATA.value}: data of shape {x.shape[1:]}, the run has learnt {mine[0].train.shape[1:]}")
         return [Dataset(Path(DATA.value).stem, mine[0].train, x, labels)]
     return [dataset for dataset in own if dataset.train is mine[0].train]
 
@@ -93,10 +102,9 @@ def main(_: list[str]) -> None:
     config_text = "\n".join(
         f"{k}: {v}" for k, v in workdir.flatten(workdir.load_config(directories[0]).to_dict()).items()
     )
-    report = write_report(root / "report.html", f"diffad_jax: {root.name}", results, config_text)
-    print(
-        f"\nmetrics: {', '.join(str(d / 'metrics.json') for d in directories[:3])}{' ...' if len(directories) > 3 else ''}"
-    )
+    report = write_report(root / f"report{suffix()}.html", f"diffad_jax: {root.name}", results, config_text)
+    shown = ", ".join(str(directory / f"metrics{suffix()}.json") for directory in directories[:3])
+    print(f"\nmetrics: {shown}{' ...' if len(directories) > 3 else ''}")
     print(f"report with pictures: {report.resolve()}")
 
 

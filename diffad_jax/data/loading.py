@@ -45,5 +45,7 @@ def load(spec: Mapping[str, Any]) -> tuple[Dataset, ...]:
     if not sets:
         raise InputError(f"config.data: {spec.get('path', spec['name'])} holds no data set")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"config.data: more than one set is named {', '.join(twice)}; choose between them by path or rows")
+        raise InputError(
+            f"config.data: more than one set is named {', '.join(twice)}; choose between them by path or rows"
+        )
     return sets

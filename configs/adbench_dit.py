@@ -1,0 +1,17 @@
+"""A small DiT on ADBench sets: tokens are runs of 64 whitened features; everything else as in configs/adbench.py.
+
+python -m experiments.train --config configs/adbench_dit.py --config.data.path=FOLDER --workdir runs/adbench_dit
+python -m experiments.evaluate --workdir runs/adbench_dit
+"""
+
+from ml_collections import ConfigDict
+
+from configs import adbench
+
+
+def get_config() -> ConfigDict:
+    config = adbench.get_config()
+    config.model = {"name": "DiT", "patch_size": 64, "width": 64, "depth": 2, "num_heads": 4}
+    config.training.num_steps = 200
+    config.training.batch_size = 64
+    return config

@@ -1,0 +1,205 @@
+"""Diffusion time estimation: how much noise would a normal datum need to become this one? More = more anomalous.
+
+A datum x is read as x_0 + sigma_t eps with x_0 a training normal, and the score says which t, or which variance sigma_t^2,
+its posterior favours. Livernoche et al. 2024, "On diffusion modeling for anomaly detection" (ICLR), section 4 and the
+authors' published settings. Three of the estimators are theirs; `adaptive` is ours.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import gammaln
+
+from diffad_jax.errors import InputError
+from diffad_jax.noise import gaussian
+from diffad_jax.process import linear_betas
+
+NUM_STEPS = 300
+NUM_BINS = 7
+NEIGHBOURS = 5
+BANDWIDTH_NEIGHBOURS = 3
+MAX_BANK_ROWS = 10_000
+
+Params = list[tuple[Array, Array]]
+Loss = Callable[[Params, Array, Array, Array], Array]
+"""(params, x_0 [B, D], u [B] in [0, 1), keys [B]) -> loss [B]."""
+
+
+# --- the process and the network ---------------------------------------------------------------------------------------
+
+
+def variances(num_steps: int = NUM_STEPS) -> np.ndarray:
+    """sigma_t^2 = 1 - prod_{i <= t} (1 - beta_i), t = 1..T, float64 [T]; beta evenly spaced from 1e-4 to 0.01."""
+    return 1 - np.cumprod(1 - linear_betas(num_steps, 1e-4, 0.01))
+
+
+def diffuse(x_0: Array, u: Array, keys: Array) -> tuple[Array, Array]:
+    """x_t = x_0 + sigma_t eps, [B, D], and the step t in 0..T-1, int [B]; u [B] in [0, 1) places t, keys [B] draw eps.
+
+    The mean does not shrink: only the variance tells the time (the process of the published code).
+    """
+    t = (u * NUM_STEPS).astype(int)
+    sigma = jnp.sqrt(jnp.asarray(variances(), x_0.dtype))[t]
+    return x_0 + sigma[:, None] * gaussian(keys, x_0), t
+
+
+def init(key: Array, widths: Sequence[int]) -> Params:
+    """Weights of a multilayer perceptron with the given layer widths, input and output included.
+
+    Hidden layers as in He et al. 2015, eq. 10; the last starts at zero, so that training starts from no opinion.
+    """
+    *hidden, last = pairwise(widths)
+    keys = jax.random.split(key, len(hidden))
+    layers = [(jax.random.normal(k, s) * (2 / s[0]) ** 0.5, jnp.zeros(s[1])) for k, s in zip(keys, hidden)]
+    return [*layers, (jnp.zeros(last), jnp.zeros(last[1]))]
+
+
+def network(params: Params, x: Array) -> Array:
+    """The perceptron with ReLU between its layers: [B, D] -> [B, outputs]."""
+    for weight, bias in params[:-1]:
+        x = jax.nn.relu(x @ weight + bias)
+    return x @ params[-1][0] + params[-1][1]
+
+
+# --- categorical -------------------------------------------------------------------------------------------------------
+
+
+def categorical_loss(params: Params, x_0: Array, u: Array, keys: Array) -> Array:
+    """-log p(bin(t) | x_t), bin(t) = floor(t K / T) with K = 7 bins of T = 300 steps: [B]."""
+    x_t, t = diffuse(x_0, u, keys)
+    log_p = jax.nn.log_softmax(network(params, x_t))
+    return -jnp.take_along_axis(log_p, (t * NUM_BINS // NUM_STEPS)[:, None], axis=1)[:, 0]
+
+
+def categorical_score(params: Params, x: Array) -> Array:
+    """The expected bin sum_k k p(k | x), in [0, 6]: [B, D] -> [B]."""
+    return jax.nn.softmax(network(params, x)) @ jnp.arange(NUM_BINS, dtype=x.dtype)
+
+
+# --- inverse gamma -----------------------------------------------------------------------------------------------------
+
+
+def gamma_shape(dims: int) -> float:
+    """a = D / 2 - 1, the shape of p(sigma^2 | x) under a flat prior; at least 1/2, since for D <= 2 none is proper.
+
+    p(sigma^2 | x, x_0) ~ N(x; x_0, sigma^2 I) = InvGamma(a, b) with b = |x - x_0|^2 / 2.
+    """
+    return max(dims / 2 - 1, 0.5)
+
+
+def inverse_gamma_nll(variance: Array, shape: float, scale: Array) -> Array:
+    """-log InvGamma(variance; a, b) = -a log b + log Gamma(a) + (a + 1) log variance + b / variance; arrays alike."""
+    return -shape * jnp.log(scale) + gammaln(shape) + (shape + 1) * jnp.log(variance) + scale / variance
+
+
+def inverse_gamma_mode(shape: float, scale: Array) -> Array:
+    """The most probable variance b / (a + 1)."""
+    return scale / (shape + 1)
+
+
+def predicted_scale(params: Params, x: Array) -> Array:
+    """b(x) = (D / 2) (sigma_1^2 + softplus(f(x) + log(sigma_1 sigma_T))), [B, D] -> [B].
+
+    In the units of a variance, no less than the least, and about the geometric middle of the process where f = 0.
+    """
+    least, largest = variances()[[0, -1]]
+    return x.shape[-1] / 2 * (least + jax.nn.softplus(network(params, x)[:, 0] + 0.5 * np.log(least * largest)))
+
+
+def inverse_gamma_loss(params: Params, x_0: Array, u: Array, keys: Array) -> Array:
+    """-log InvGamma(sigma_t^2; D / 2 - 1, b(x_t)) a dimension: [B]."""
+    x_t, t = diffuse(x_0, u, keys)
+    variance = jnp.asarray(variances(), x_0.dtype)[t]
+    dims = x_0.shape[-1]
+    return inverse_gamma_nll(variance, gamma_shape(dims), predicted_scale(params, x_t)) / dims
+
+
+def inverse_gamma_score(params: Params, x: Array) -> Array:
+    """The mode of the predicted posterior of sigma^2: [B, D] -> [B]."""
+    return inverse_gamma_mode(gamma_shape(x.shape[-1]), predicted_scale(params, x))
+
+
+# --- non-parametric ----------------------------------------------------------------------------------------------------
+
+BATCH = 512  # rows of x a pass: distances to a full bank take 20 MB
+CANDIDATES = 16
+
+
+def knn_distances(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | None = None) -> np.ndarray:
+    """The k smallest |x - x_i| / h_i over the rows x_i of the bank, ascending: [M, D], [N, D] -> float32 [M, k].
+
+    units: h [N], 1 if None. Rows pass in batches, and the bank is filled up to a shared shape, so that memory is bounded
+    and sets of one width share a compilation.
+    Raises InputError where the bank has fewer than k rows.
+    """
+    if not 1 <= k <= len(bank):
+        raise InputError(f"k: found {k}, allowed is 1 to the {len(bank)} rows of the bank")
+    size = 256 if len(bank) <= 256 else -(-len(bank) // 1024) * 1024
+    filler = size - len(bank)
+    rows = jnp.asarray(np.pad(bank, ((0, filler), (0, 0))), jnp.float32)
+    # A filler is infinitely far away: its inverse unit is 0 and its offset infinite.
+    weight = np.ones(len(bank)) if units is None else 1 / units
+    inverse = jnp.asarray(np.pad(weight, (0, filler)), jnp.float32)
+    offset = jnp.asarray(np.pad(np.zeros(len(bank)), (0, filler), constant_values=np.inf), jnp.float32)
+    found = [np.zeros((0, k), np.float32)]
+    for start in range(0, len(x), BATCH):
+        batch = x[start : start + BATCH]
+        padded = np.pad(batch, ((0, BATCH - len(batch)), (0, 0)))
+        found.append(np.asarray(_nearest(jnp.asarray(padded, jnp.float32), rows, inverse, offset, k))[: len(batch)])
+    return np.concatenate(found)
+
+
+@partial(jax.jit, static_argnames="k")
+def _nearest(x: Array, bank: Array, inverse: Array, offset: Array, k: int) -> Array:
+    """Candidates by |x|^2 - 2 x.y + |y|^2, which loses digits to cancellation, then their distances by differences."""
+    square = (x**2).sum(1)[:, None] - 2 * jnp.dot(x, bank.T, precision="highest") + (bank**2).sum(1)
+    _, nearest = jax.lax.top_k(-(square * inverse**2 + offset), max(k, CANDIDATES))
+    exact = ((x[:, None] - bank[nearest]) ** 2).sum(axis=-1)
+    return jnp.sort(jnp.sqrt(exact) * inverse[nearest] + offset[nearest], axis=1)[:, :k]
+
+
+def thinned(rows: np.ndarray, seed: int) -> np.ndarray:
+    """The bank: all rows [N, D], or MAX_BANK_ROWS of them drawn with `seed`, in their order."""
+    if len(rows) <= MAX_BANK_ROWS:
+        return rows
+    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), MAX_BANK_ROWS, replace=False))]
+
+
+def non_parametric(x: np.ndarray, bank: np.ndarray) -> np.ndarray:
+    """The mode b / (a + 1) of InvGamma(D / 2 - 1, b), b = (1 / 2k) sum_{i in kNN(x)} |x - x_i|^2, k = 5: [M, D] -> [M].
+
+    At D >= 3 that is the mean squared distance to the neighbours, divided by D.
+    """
+    k = min(NEIGHBOURS, len(bank))
+    scale = np.square(knn_distances(x, bank, k), dtype=np.float64).mean(axis=1) / 2
+    return scale / (gamma_shape(bank.shape[1]) + 1)
+
+
+# --- adaptive ----------------------------------------------------------------------------------------------------------
+
+
+def bandwidths(bank: np.ndarray) -> np.ndarray:
+    """h_i = sqrt(mean of the 3 smallest |x_i - x_j|^2, j != i), within [m / 2, 2 m], m the median of those above 0: [N].
+
+    Where all rows are copies of others no scale is known, and m = 1.
+    """
+    k = min(BANDWIDTH_NEIGHBOURS, len(bank) - 1)
+    # A row's nearest is itself, or a copy at the same distance 0.
+    h = np.sqrt(np.square(knn_distances(bank, bank, k + 1)[:, 1:], dtype=np.float64).mean(axis=1))
+    m = np.median(h[h > 0]) if (h > 0).any() else 1.0
+    return np.clip(h, m / 2, 2 * m)
+
+
+def adaptive(x: np.ndarray, bank: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """The mean of the 5 smallest |x - x_i| / h_i, h = `bandwidths(bank)`: [M, D] -> [M].
+
+    Diffusion time in which each training datum's noise is measured in the units of its own neighbourhood: the empirical
+    model (1 / N) sum_i N(x; x_i, h_i^2 s^2 I) has sample-point bandwidths (Breiman, Meisel & Purcell 1977, eq. 2.2), and
+    for small noise the s^2 that explains x best is governed by the smallest |x - x_i| / h_i; the mean of five steadies it.
+    """
+    return knn_distances(x, bank, min(NEIGHBOURS, len(bank)), units).mean(axis=1, dtype=np.float64)

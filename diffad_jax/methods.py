@@ -1,0 +1,194 @@
+"""All detectors behind one signature: normals and test rows in, anomaly scores and seconds out. No files, no test labels."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from ml_collections import ConfigDict
+
+from configs import adbench, adbench_dit
+from diffad_jax import baselines, dte
+from diffad_jax.build import nearest
+from diffad_jax.data import transforms
+from diffad_jax.data.dataset import chunks
+from diffad_jax.data.transforms import Transform
+from diffad_jax.errors import InputError
+from diffad_jax.evaluation import in_batches
+from diffad_jax.loop import Diverged, batch_rows
+from diffad_jax.runs import Training, scoring_of, start
+from diffad_jax.scores import calibrate, combine, per_datum
+from diffad_jax.training import (
+    Batch,
+    Loss,
+    Params,
+    TrainState,
+    init_state,
+    make_dispatch,
+    make_optimizer,
+    make_train_step,
+)
+
+Scorer = Callable[[np.ndarray], np.ndarray]
+"""test rows [M, D] -> anomaly scores [M]."""
+Fit = Callable[[np.ndarray, int], Scorer]
+"""(training normals [N, D], seed) -> Scorer."""
+
+
+class Detection(NamedTuple):
+    """scores: float64 [M], higher = more anomalous. The classical detectors fit and score in one call, timed as scoring."""
+
+    scores: np.ndarray
+    seconds_train: float
+    seconds_score: float
+
+
+def detect(name: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> Detection:
+    """Fits METHODS[name] on the normals `train` [N, D] and scores `test` [M, D]; the same for the same arguments.
+
+    Raises InputError on an unknown name and on rows that are not finite vectors of one width; Diverged where training failed.
+    """
+    if name not in METHODS:
+        raise InputError(f"method: found {name!r}; {nearest(name, METHODS)}")
+    if train.ndim != 2 or train.shape[1:] != test.shape[1:]:
+        raise InputError(f"{name}: train has shape {train.shape}, test {test.shape}, allowed are [N, D] and [M, D]")
+    started = time.perf_counter()
+    scorer = METHODS[name](train, seed)
+    fitted = time.perf_counter()
+    scores = np.asarray(scorer(test), np.float64)
+    return Detection(scores, fitted - started, time.perf_counter() - fitted)
+
+
+# --- what all diffusion methods share -----------------------------------------------------------------------------------
+
+WHITENING = adbench.get_config().transform
+
+
+def in_chunks(transform: Transform, scorer: Scorer, test: np.ndarray) -> np.ndarray:
+    """scorer over the transformed test rows, a few million values at a time."""
+    return np.concatenate([scorer(transform.apply(test[start:stop])) for start, stop in chunks(test)])
+
+
+class Programs(NamedTuple):
+    """A network's compiled programs. Those of one config are shared by all data of one width."""
+
+    init: Callable[[Array], Params]
+    blank: TrainState
+    """The state before the first step, but for its parameters."""
+    dispatch: Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
+    levels: Callable[[Params, Array, Array], Array]
+    """(params, x [B, D], key) -> scores of each level [L, B]."""
+    settings: Training
+    batch_size: int
+    """Rows scored at once."""
+
+
+def train(programs: Programs, transform: Transform, normals: np.ndarray, seed: int) -> Params:
+    """The averaged parameters after training on the transformed normals; only rows that are drawn are ever transformed."""
+    steps, batch = programs.settings.num_steps, programs.settings.batch_size
+    drawn, places = np.unique(batch_rows(seed, len(normals), 0, steps * batch), return_inverse=True)
+    rows, places = transform.apply(normals[drawn]), places.reshape(steps, batch)
+    key = jax.random.key(seed)
+    params = programs.init(jax.random.key(seed, impl="rbg"))
+    # Copies, because the dispatch takes the buffers of the state that it is given.
+    state = jax.tree.map(jnp.copy, programs.blank._replace(params=params, ema=params))
+    for first in range(0, steps, programs.settings.steps_per_dispatch):
+        now = places[first : first + programs.settings.steps_per_dispatch]
+        place = np.tile(np.arange(batch), (len(now), 1))
+        state, metrics = programs.dispatch(state, Batch(jnp.asarray(rows[now]), jnp.asarray(place)), key)
+    if not math.isfinite(loss := float(metrics["loss"])):
+        raise Diverged(f"the loss is {loss} after {steps} steps")
+    return state.ema
+
+
+def score(programs: Programs, params: Params, transform: Transform, normals: np.ndarray, seed: int) -> Scorer:
+    """The scorer of a trained network: its levels, standardised by some of the normals and joined."""
+    key = jax.random.key(seed)
+    levels = partial(in_batches, lambda x: programs.levels(params, jnp.asarray(x), key), batch_size=programs.batch_size)
+    evenly = np.linspace(0, len(normals) - 1, min(programs.batch_size, len(normals))).round().astype(int)
+    calibration = calibrate(jnp.asarray(levels(transform.apply(normals[evenly]))))
+    return partial(in_chunks, transform, lambda x: np.asarray(combine(calibration, jnp.asarray(levels(x)))))
+
+
+def network(programs: Callable[[int], Programs]) -> Fit:
+    """The detector that trains the network of `programs(width)`."""
+
+    def fit(normals: np.ndarray, seed: int) -> Scorer:
+        transform = transforms.fit(train=normals, **WHITENING)
+        compiled = programs(normals.shape[1])
+        return score(compiled, train(compiled, transform, normals, seed), transform, normals, seed)
+
+    return fit
+
+
+def diffusion_programs(config: ConfigDict, width: int) -> Programs:
+    """The programs of a config for data of a width; equal configs share them."""
+    return _diffusion_programs(config.to_json(sort_keys=True), width)
+
+
+@lru_cache(maxsize=32)
+def _diffusion_programs(config: str, width: int) -> Programs:
+    spec = ConfigDict(json.loads(config))
+    system, state, step, settings = start(spec, (width,))
+    levels = jax.jit(lambda params, x, key: per_datum(system.score.maps(system.denoise(params), x, key)))
+    dispatch = make_dispatch(step, settings.steps_per_dispatch)
+    return Programs(jax.jit(system.init), state, dispatch, levels, settings, scoring_of(spec).batch_size)
+
+
+# --- diffusion time estimation ------------------------------------------------------------------------------------------
+
+# The published code trains for 400 epochs; this is long enough for the loss to settle.
+TIME_ESTIMATION = Training(num_steps=400, batch_size=128, steps_per_dispatch=100, ema_decay=0.99)
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 5e-4
+HIDDEN = (256, 512, 256)
+
+
+@lru_cache(maxsize=32)
+def _time_programs(loss: Loss, measure: Callable[[Any, Array], Array], outputs: int, width: int) -> Programs:
+    settings = TIME_ESTIMATION
+    optimizer = make_optimizer(settings.num_steps, LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    init = jax.jit(partial(dte.init, widths=(width, *HIDDEN, outputs)))
+    blank = init_state(init(jax.random.key(0, impl="rbg")), optimizer)
+    step = make_train_step(loss, optimizer, settings.batch_size, settings.ema_decay)
+    levels = jax.jit(lambda params, x, key: measure(params, x)[None])
+    return Programs(init, blank, make_dispatch(step, settings.steps_per_dispatch), levels, settings, batch_size=1024)
+
+
+def dte_np(normals: np.ndarray, seed: int) -> Scorer:
+    """Non-parametric diffusion time estimation on whitened rows, see `dte.non_parametric`."""
+    transform = transforms.fit(train=normals, **WHITENING)
+    bank = transform.apply(dte.thinned(normals, seed))
+    return partial(in_chunks, transform, lambda x: dte.non_parametric(x, bank))
+
+
+def ours(normals: np.ndarray, seed: int) -> Scorer:
+    """Diffusion time in local units on whitened rows, see `dte.adaptive`."""
+    transform = transforms.fit(train=normals, **WHITENING)
+    bank = transform.apply(dte.thinned(normals, seed))
+    units = dte.bandwidths(bank)
+    return partial(in_chunks, transform, lambda x: dte.adaptive(x, bank, units))
+
+
+def classical(name: str) -> Fit:
+    """A detector of `baselines`."""
+    return lambda normals, seed: lambda test: baselines.fit_score(name, normals, test, seed)
+
+
+METHODS: dict[str, Fit] = {
+    "iforest": classical("iforest"),
+    "ocsvm": classical("ocsvm"),
+    "copod": classical("copod"),
+    "knn": classical("knn"),
+    "ddpm": network(partial(diffusion_programs, adbench.get_config())),
+    "dit": network(partial(diffusion_programs, adbench_dit.get_config())),
+    "dte_c": network(partial(_time_programs, dte.categorical_loss, dte.categorical_score, dte.NUM_BINS)),
+    "dte_ig": network(partial(_time_programs, dte.inverse_gamma_loss, dte.inverse_gamma_score, 1)),
+    "dte_np": dte_np,
+    "ours": ours,
+}

@@ -1,0 +1,264 @@
+"""The table of methods by data sets: its results file, which survives a kill, and what is computed and written from it."""
+
+import csv
+import importlib.resources
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata, wilcoxon  # type: ignore[import-untyped]
+
+from diffad_jax.errors import InputError
+from diffad_jax.workdir import write_atomically
+
+KEY = ("dataset", "method", "protocol", "seed")
+METRICS = ("auroc", "aupr", "f1", "fpr95")
+FIELDS = (*KEY, *METRICS, "n_train", "n_test", "seconds_train", "seconds_score", "error")
+LEVEL = 0.05
+# The printed columns and our methods of that name; the paper's DTE is the categorical one.
+PRINTED = {"IForest": "iforest", "OCSVM": "ocsvm", "COPOD": "copod", "DDPM": "ddpm", "DiT": "dit", "DTE": "dte_c"}
+
+Row = dict[str, Any]
+"""A line of results.csv: FIELDS, with metrics as fractions in [0, 1] (None where the method failed) and `error` one line."""
+
+
+# --- results.csv --------------------------------------------------------------------------------------------------------
+
+
+class Results:
+    """results.csv, a row for each (dataset, method, protocol, seed); every row is on disk before the next is computed."""
+
+    def __init__(self, path: Path):
+        """Opens or begins the file; a last line that a kill cut short is dropped, and failures, which are to be tried again.
+
+        Raises InputError where the file is no such table.
+        """
+        self.path = path
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+        if lines.fieldnames and tuple(lines.fieldnames) != FIELDS:
+            raise InputError(f"{path}: has the columns {','.join(lines.fieldnames)}, expected {','.join(FIELDS)}")
+        self.rows = [parsed(line) for line in lines if not line["error"]]
+        self.done = {key_of(row) for row in self.rows}
+        self.rewrite(self.rows)
+
+    def append(self, row: Row) -> None:
+        """Adds one row and waits until it is on disk."""
+        self.rows.append(row)
+        self.done.add(key_of(row))
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            _writer(file).writerow(row)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewrite(self, rows: list[Row]) -> None:
+        """Replaces the file by these rows, at once."""
+        self.rows = rows
+        content = io.StringIO(newline="")
+        writer = _writer(content)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path, content.getvalue().encode())
+
+
+def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """(dataset, method, protocol, seed)."""
+    return tuple(row[field] for field in KEY)
+
+
+def row(key: Sequence[Any], values: Mapping[str, Any]) -> Row:
+    """A row of the table, rounded to what the file holds, so that what is read back equals what was written."""
+    full: Row = dict.fromkeys(FIELDS) | dict(zip(KEY, key)) | dict(values)
+    full |= {field: round(full[field], 6) for field in METRICS if full[field] is not None}
+    full |= {field: round(full[field], 3) for field in ("seconds_train", "seconds_score") if full[field] is not None}
+    return full | {"error": " ".join(str(full["error"] or "").split())}
+
+
+def parsed(line: Mapping[str, str]) -> Row:
+    """A line of the file with its numbers as numbers."""
+    floats = (*METRICS, "seconds_train", "seconds_score")
+    numbers: Row = {field: float(line[field]) if line[field] else None for field in floats}
+    counts: Row = {field: int(line[field]) if line[field] else None for field in ("seed", "n_train", "n_test")}
+    return {field: (numbers | counts).get(field, line[field]) for field in FIELDS}
+
+
+def _writer(file: Any) -> csv.DictWriter:
+    return csv.DictWriter(file, FIELDS, lineterminator="\n")
+
+
+# --- what is printed ----------------------------------------------------------------------------------------------------
+
+
+def printed() -> dict[str, dict[str, float]]:
+    """Table 1 of Bhosale, Mukherjee, Banerjee & Cuzzolin, "Anomaly detection using diffusion-based methods": AUROC in %.
+
+    {dataset: {column: AUROC}}, columns as in PRINTED. Its protocol leaks, see `data.dataset.one_class_split` ("paper").
+    """
+    with importlib.resources.files("diffad_jax.data").joinpath("paper_table1.csv").open(encoding="utf-8") as file:
+        return {line.pop("dataset"): {k: float(v) for k, v in line.items()} for line in csv.DictReader(file)}
+
+
+def printed_row(dataset: str) -> str | None:
+    """The printed row of a set of ADBench's ResNet18 embeddings, "CIFAR10_4" or "CV_by_ResNet18/CIFAR10_4"; else None."""
+    folder, _, name = dataset.rpartition("/")
+    return name if folder in ("", "CV_by_ResNet18") and name in printed() else None
+
+
+# --- aggregation --------------------------------------------------------------------------------------------------------
+
+
+class Table(NamedTuple):
+    """Means and standard deviations over seeds, [datasets, methods], of one metric as fractions; NaN where there is none."""
+
+    datasets: list[str]
+    methods: list[str]
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    def complete(self) -> "Table":
+        """The data sets that every method scored: the only ones over which methods compare."""
+        keep = np.isfinite(self.mean).all(axis=1)
+        datasets = [name for name, kept in zip(self.datasets, keep) if kept]
+        return Table(datasets, self.methods, self.mean[keep], self.deviation[keep])
+
+
+def tabulate(rows: Iterable[Row], methods: Sequence[str], metric: str = "auroc") -> Table:
+    """The table of one metric over the seeds; methods in the given order, those without a row left out."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for entry in rows:
+        if entry[metric] is not None:
+            values.setdefault((entry["dataset"], entry["method"]), []).append(entry[metric])
+    datasets = sorted({dataset for dataset, _ in values})
+    columns = [method for method in methods if any(found == method for _, found in values)]
+    cells = [[values.get((dataset, method), [np.nan]) for method in columns] for dataset in datasets]
+    shape = len(datasets), len(columns)
+    mean = np.array([[np.mean(cell) for cell in line] for line in cells]).reshape(shape)
+    return Table(datasets, columns, mean, np.array([[np.std(cell) for cell in line] for line in cells]).reshape(shape))
+
+
+def seconds_of(rows: Iterable[Row]) -> float:
+    """The seconds that training and scoring took together."""
+    return sum((entry["seconds_train"] or 0) + (entry["seconds_score"] or 0) for entry in rows)
+
+
+def mean_ranks(values: np.ndarray) -> np.ndarray:
+    """The mean over rows of each column's rank, 1 = highest, ties sharing theirs: [R, M] -> [M]."""
+    return rankdata(-values, axis=1).mean(axis=0)
+
+
+def pairwise_p(values: np.ndarray) -> np.ndarray:
+    """p-values of all pairs of columns, [R, M] -> symmetric [M, M], 1 on the diagonal.
+
+    Wilcoxon's signed-rank test over rows (two-sided), with Holm's (1979) step-down correction for the number of pairs:
+    p_(i) <- max_{j <= i} min(1, (m - j + 1) p_(j)).
+    """
+    count = values.shape[1]
+    first, second = np.triu_indices(count, 1)
+    differences = values[:, first] - values[:, second]
+    p = np.array([wilcoxon(d).pvalue if d.any() else 1.0 for d in differences.T])
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(np.minimum(1, p[order] * np.arange(len(p), 0, -1)))
+    matrix = np.ones((count, count))
+    matrix[first, second] = matrix[second, first] = adjusted
+    return matrix
+
+
+def cliques(ranks: np.ndarray, p: np.ndarray) -> list[tuple[int, int]]:
+    """The bars of a critical-difference plot: maximal runs (first, last) in rank order without a significant pair."""
+    order = np.argsort(ranks, kind="stable")
+    alike = p[np.ix_(order, order)] >= LEVEL
+    runs: list[tuple[int, int]] = []
+    for first in range(len(order)):
+        last = first
+        while last + 1 < len(order) and alike[first : last + 2, first : last + 2].all():
+            last += 1
+        if last > first and not any(last <= end for _, end in runs):
+            runs.append((first, last))
+    return runs
+
+
+# --- what is written ----------------------------------------------------------------------------------------------------
+
+
+def summary(rows: Sequence[Row], methods: Sequence[str], facts: Mapping[str, str]) -> dict[str, Any]:
+    """All that results.json holds: facts, rows, and each method's means over the complete sets, rank and p-values."""
+    auroc = tabulate(rows, methods).complete()
+    p = pairwise_p(auroc.mean) if len(auroc.datasets) else np.ones((len(auroc.methods),) * 2)
+    ranks = mean_ranks(auroc.mean) if len(auroc.datasets) else np.full(len(auroc.methods), np.nan)
+    means = {metric: tabulate(rows, methods, metric).complete().mean for metric in METRICS}
+    by_method: dict[str, Any] = {}
+    for i, method in enumerate(auroc.methods):
+        seconds = seconds_of(entry for entry in rows if entry["method"] == method)
+        scores = {k: float(v[:, i].mean()) if len(v) else None for k, v in means.items()}
+        rank = float(ranks[i]) if len(auroc.datasets) else None
+        by_method[method] = {**scores, "mean_rank": rank, "seconds": round(seconds, 3)}
+    pairs = {a: {b: float(p[i, j]) for j, b in enumerate(auroc.methods)} for i, a in enumerate(auroc.methods)}
+    return {
+        "facts": dict(facts),
+        "complete_datasets": auroc.datasets,
+        "methods": by_method,
+        "p_holm": pairs,
+        "results": list(rows),
+    }
+
+
+def markdown(rows: Sequence[Row], methods: Sequence[str], facts: Mapping[str, str]) -> str:
+    """The table as Markdown: AUROC in % per set and method, the printed figures beside ours, failures with their cause."""
+    table = tabulate(rows, methods)
+    complete = table.complete()
+    text = "".join(f"- {key}: {value}\n" for key, value in facts.items()) + "\n"
+    lines = [[name, *cells(table.mean[i], table.deviation[i])] for i, name in enumerate(table.datasets)]
+    if complete.datasets:
+        lines.append([f"mean of {len(complete.datasets)}", *cells(complete.mean.mean(axis=0))])
+        lines.append(["mean rank", *(f"{rank:.2f}" for rank in mean_ranks(complete.mean))])
+    text += grid(["AUROC (%)", *table.methods], lines)
+    if beside := beside_printed(table):
+        text += "\nThe sets of the printed table: measured, and in brackets printed (whose protocol leaks).\n\n"
+        text += grid(*beside)
+    if failures := [entry for entry in rows if entry["error"]]:
+        text += "\nFailures:\n\n" + "".join(
+            f"- {entry['dataset']}, {entry['method']}, seed {entry['seed']}: {entry['error']}\n" for entry in failures
+        )
+    return text
+
+
+def beside_printed(table: Table) -> tuple[list[str], list[list[str]]] | None:
+    """Head and lines of the sets that Table 1 prints: each method, followed by its printed figure in brackets, and means."""
+    names = [(i, row) for i, name in enumerate(table.datasets) if (row := printed_row(name))]
+    if not names:
+        return None
+    figures = printed()
+    column = {method: name for name, method in PRINTED.items()}
+    theirs = np.array([[figures[r][column[m]] if m in column else np.nan for m in table.methods] for _, r in names])
+    own = table.mean[[i for i, _ in names]]
+    values = zip([r for _, r in names] + ["mean"], np.vstack([own, own.mean(0)]), np.vstack([theirs, theirs.mean(0)]))
+    lines = [
+        [name, *(f"{a} ({b:.2f})" if np.isfinite(b) else a for a, b in zip(cells(mine), printed_there))]
+        for name, mine, printed_there in values
+    ]
+    return ["AUROC (%)", *table.methods], lines
+
+
+def cells(mean: np.ndarray, deviation: np.ndarray | None = None) -> list[str]:
+    """Fractions as percent, with ± the standard deviation where there is one, and – where there is nothing."""
+    spread = np.zeros(len(mean)) if deviation is None else deviation
+    return [
+        "–" if np.isnan(m) else f"{100 * m:.2f}" + (f" ± {100 * d:.2f}" if d > 0 else "") for m, d in zip(mean, spread)
+    ]
+
+
+def grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *lines))
+
+
+def write(directory: Path, results: dict[str, Any], text: str) -> None:
+    """Writes results.json and table.md."""
+    write_atomically(directory / "results.json", (json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(directory / "table.md", text.encode())

@@ -1,0 +1,163 @@
+"""The table as one HTML page that opens without a network: heat table, ranks, critical differences, ROC curves."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve  # type: ignore[import-untyped]
+
+from diffad_jax.figures import CHANCE, INK, MUTED, _stroke, _with_legend, png
+from diffad_jax.report import METRICS as METRIC_NAMES
+from diffad_jax.report import POLICY, STYLE, _facts, _figure, _table
+from diffad_jax.table import METRICS, Row, Table, beside_printed, cells, cliques, tabulate
+from diffad_jax.workdir import write_atomically
+
+CURVE_POINTS = 200
+COLUMNS = 5
+HEAT = """
+.heat { margin: -.4rem -.75rem; padding: .4rem .75rem; display: block; }
+"""
+
+
+def curve_path(directory: Path, key: Sequence[object]) -> Path:
+    """Where the ROC curve of (dataset, method, protocol, seed) is kept: DIRECTORY/curves/*.npz."""
+    return directory / "curves" / ("--".join(map(str, key)).replace("/", "__") + ".npz")
+
+
+def save_curve(path: Path, labels: np.ndarray, scores: np.ndarray) -> None:
+    """Keeps the ROC curve of scores [M] against labels [M], at most 200 points of it."""
+    false_rate, true_rate, _ = roc_curve(labels, scores)
+    kept = np.unique(np.linspace(0, len(false_rate) - 1, CURVE_POINTS).round().astype(int))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, fpr=false_rate[kept].astype(np.float32), tpr=true_rate[kept].astype(np.float32))
+
+
+def write_page(directory: Path, rows: Sequence[Row], methods: Sequence[str], results: Mapping[str, Any]) -> Path:
+    """Writes DIRECTORY/table.html and returns its path.
+
+    rows: those of results.csv of one protocol; results: their `table.summary`. ROC curves are read from DIRECTORY/curves.
+    """
+    table = tabulate(rows, methods)
+    complete = table.complete()
+    body = _facts(results["facts"]) + _section("AUROC", _heat(table, complete))
+    if beside := beside_printed(table):
+        lines = [(escape(name), values, [False] * len(values)) for name, *values in beside[1]]
+        text = "<p>Measured, and in brackets the printed figure, whose protocol leaks.</p>"
+        body += _section("Beside the printed table", text + _table("settings", beside[0], lines))
+    if len(complete.datasets) > 1 and len(complete.methods) > 1:
+        ranks = np.array([found["mean_rank"] for found in results["methods"].values()])
+        p = np.array([list(line.values()) for line in results["p_holm"].values()])
+        plot = png(critical_difference(complete.methods, ranks, p))
+        text = f"""<p>Mean rank over {len(complete.datasets)} sets, 1 the best. A bar joins methods of which no two differ
+significantly: Wilcoxon's signed-rank test over sets with Holm's correction, level 5 %.</p>"""
+        body += _section("Ranks and critical differences", text + _figure("critical differences", plot))
+        body += _section("All measures", _measures(results["methods"]))
+    if (curves := roc_curves(directory, table, rows)) is not None:
+        body += _section("ROC curves, seed 0", _figure("ROC curves", png(curves)))
+    if failures := [entry for entry in rows if entry["error"]]:
+        causes = (f"{f['dataset']}, {f['method']}, seed {f['seed']}: {f['error']}" for f in failures)
+        items = "".join(f"<li>{escape(cause)}</li>" for cause in causes)
+        body += _section("Failures", f"<ul>{items}</ul>")
+    page = f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>Anomaly detection, methods by data sets</title><style>{STYLE}{HEAT}</style></head>
+<body><main><h1>Anomaly detection, methods by data sets</h1>{body}</main></body></html>
+"""
+    path = directory / "table.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def critical_difference(methods: Sequence[str], ranks: np.ndarray, p: np.ndarray) -> Figure:
+    """Methods on the axis of mean ranks, bars over those that do not differ significantly (Demsar 2006, section 3.2.4)."""
+    order, bars = np.argsort(ranks, kind="stable"), cliques(ranks, p)
+    half, count = (len(order) + 1) // 2, len(order)
+    figure = Figure(figsize=(8, 1.2 + 0.28 * half + 0.14 * len(bars)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set(xlim=(0.2, count + 0.8), ylim=(-half - 0.5 * len(bars) - 0.6, 0.3), yticks=[])
+    axes.xaxis.tick_top()
+    axes.set_xticks(range(1, count + 1))
+    axes.spines[["left", "right", "bottom"]].set_visible(False)
+    axes.tick_params(color=MUTED, labelcolor=MUTED)
+    for place, (first, last) in enumerate(bars):
+        span = [ranks[order[first]] - 0.05, ranks[order[last]] + 0.05]
+        axes.plot(span, [-0.5 * (place + 1)] * 2, color=INK, linewidth=3.5, solid_capstyle="butt")
+    for place, i in enumerate(order):
+        left = place < half
+        level = -0.5 * len(bars) - 1 - (place if left else count - 1 - place)
+        edge = 0.5 if left else count + 0.5
+        axes.plot([ranks[i], ranks[i], edge], [0, level, level], color=MUTED, linewidth=1)
+        label = f"{methods[i]}  {ranks[i]:.2f}"
+        axes.text(edge, level, label, ha="left" if left else "right", va="bottom", color=INK, fontsize=9)
+    return figure
+
+
+def roc_curves(directory: Path, table: Table, rows: Sequence[Row]) -> Figure | None:
+    """One small plot a data set with a curve a method, from the kept curves of seed 0; None where there are none."""
+    protocol = rows[0]["protocol"] if rows else ""
+    paths = {(d, m): curve_path(directory, (d, m, protocol, 0)) for d in table.datasets for m in table.methods}
+    datasets = [d for d in table.datasets if any(paths[d, m].exists() for m in table.methods)]
+    if not datasets:
+        return None
+    down = -(-len(datasets) // COLUMNS)
+    figure = Figure(figsize=(2.3 * COLUMNS, 2.3 * down + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(down, COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
+    handles = {}
+    for axes, dataset in zip(grid, datasets):
+        axes.set_title(dataset, fontsize=8, color=INK, parse_math=False)
+        axes.plot([0, 1], [0, 1], **CHANCE)
+        for i, method in enumerate(reversed(table.methods)):
+            if paths[dataset, method].exists():
+                with np.load(paths[dataset, method], allow_pickle=False) as curve:
+                    style = _stroke(i) | {"linewidth": 1.8 if i == 0 else 0.9}
+                    handles[method] = axes.plot(curve["fpr"], curve["tpr"], label=method, **style)[0]
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(color=MUTED, labelcolor=MUTED, labelsize=7)
+    for axes in grid[len(datasets) :]:
+        axes.set_axis_off()
+    # The legend collects handles from all axes; one of each method is enough.
+    for axes in grid[: len(datasets)]:
+        for line in axes.get_lines():
+            if line not in handles.values():
+                line.set_label("_")
+    return _with_legend(figure, "True against false positive rate")
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>\n"
+
+
+def _heat(table: Table, complete: Table) -> str:
+    """AUROC per set and method, the shade from 50 % (none) to 100 %, the best of each row bold."""
+    values, spread, names = table.mean, table.deviation, [escape(name) for name in table.datasets]
+    if complete.datasets:
+        values, names = np.vstack([values, complete.mean.mean(axis=0)]), [*names, f"mean of {len(complete.datasets)}"]
+        spread = np.vstack([spread, np.zeros(len(table.methods))])
+    lines = []
+    for name, line, deviation in zip(names, values, spread):
+        shades = np.nan_to_num(np.clip(2 * line - 1, 0, 1) ** 1.5 * 0.75)
+        shown = [
+            f'<span class="heat" style="background: rgb(0 114 178 / {shade:.2f})">{cell}</span>'
+            for shade, cell in zip(shades, cells(line, deviation))
+        ]
+        lines.append((name, shown, list(line == np.nanmax(line))))
+    return _table("settings", ["AUROC (%)", *table.methods], lines)
+
+
+def _measures(by_method: Mapping[str, Any]) -> str:
+    """Means of all four measures over the complete sets, best rank first, with the seconds that the method took."""
+    ordered = sorted(by_method.items(), key=lambda item: item[1]["mean_rank"])
+    values = np.array([[found[metric] for metric in METRICS] for _, found in ordered])
+    best = np.concatenate([values[:, :3] == values[:, :3].max(0), values[:, 3:] == values[:, 3:].min(0)], axis=1)
+    lines = [
+        (escape(name), [*cells(line), f"{found['mean_rank']:.2f}", f"{found['seconds']:.1f}"], [*bold, False, False])
+        for (name, found), line, bold in zip(ordered, values, best)
+    ]
+    return _table("methods", ["Method", *METRIC_NAMES.values(), "mean rank", "seconds"], lines)

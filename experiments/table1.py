@@ -1,0 +1,98 @@
+"""Every method on every set of an ADBench folder: the paper's Table 1, measured.
+
+python -m experiments.table1 --data_dir FOLDER --out DIR [--protocol clean|paper] [--seeds N] [--methods A,B] [--rows X,Y]
+
+Writes results.csv and results.json, table.md and table.html into DIR. A run that was stopped continues; what failed is tried
+again. Seed 0 keeps the order of the file; each later seed shuffles the normals before the split and seeds the models.
+"""
+
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+from tqdm import tqdm
+
+from diffad_jax import table, table_report
+from diffad_jax.build import nearest
+from diffad_jax.data.adbench import adbench, adbench_names
+from diffad_jax.data.dataset import Dataset
+from diffad_jax.errors import InputError
+from diffad_jax.methods import METHODS, detect
+from diffad_jax.metrics import metrics
+from experiments import cli
+
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of ADBench .npz files of X, y.", required=True)
+OUT = flags.DEFINE_string("out", None, "Directory for the results.", required=True)
+PROTOCOL = flags.DEFINE_enum("protocol", "clean", ["clean", "paper"], "paper resamples small sets, which LEAKS.")
+SEEDS = flags.DEFINE_integer("seeds", 1, "Number of seeds.", lower_bound=1)
+CHOSEN = flags.DEFINE_list("methods", list(METHODS), "Methods, the columns.")
+ROWS = flags.DEFINE_list("rows", [], "Data sets, the rows; all of the folder by default.")
+
+
+def chosen_rows() -> list[str]:
+    """The names of --rows, with their sub-folder or without, as the folder lists them; all by default."""
+    names = adbench_names(DATA_DIR.value)
+    if not names:
+        raise InputError(f"--data_dir: {DATA_DIR.value} holds no .npz file")
+    for row in ROWS.value:
+        if row not in set(names) | {name.split("/")[-1] for name in names}:
+            raise InputError(f"--rows: found {row!r}; {nearest(row, names)}")
+    return [name for name in names if not ROWS.value or name in ROWS.value or name.split("/")[-1] in ROWS.value]
+
+
+def measure(key: tuple[str, str, str, int], dataset: Dataset | Exception, out: Path) -> table.Row:
+    """The row of one (dataset, method, protocol, seed): its metrics, or the cause of its failure."""
+    try:
+        if isinstance(dataset, Exception):
+            raise dataset
+        found = detect(key[1], dataset.train, dataset.test, key[3])
+        values = metrics(dataset.labels, found.scores)
+        if key[3] == 0:
+            table_report.save_curve(table_report.curve_path(out, key), dataset.labels, found.scores)
+    except Exception as error:
+        return table.row(key, {"error": f"{type(error).__name__}: {error}"})
+    counts = {"n_train": len(dataset.train), "n_test": len(dataset.test)}
+    seconds = {"seconds_train": found.seconds_train, "seconds_score": found.seconds_score}
+    return table.row(key, {**values, **counts, **seconds})
+
+
+def main(_: list[str]) -> None:
+    for name in CHOSEN.value:
+        if name not in METHODS:
+            raise InputError(f"--methods: found {name!r}; {nearest(name, METHODS)}")
+    names, protocol, out = chosen_rows(), PROTOCOL.value, Path(OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    results = table.Results(out / "results.csv")
+    keys = [(name, m, protocol, seed) for name in names for seed in range(SEEDS.value) for m in CHOSEN.value]
+    pending = [key for key in keys if key not in results.done]
+    loaded: dict[tuple[str, int], Dataset | Exception] = {}
+    for key in tqdm(pending, total=len(keys), initial=len(keys) - len(pending), unit="result", smoothing=0):
+        if (at := (key[0], key[3])) not in loaded:
+            loaded.clear()
+            try:
+                loaded[at] = adbench(DATA_DIR.value, key[0], protocol, key[3])
+            except Exception as error:
+                loaded[at] = error
+        results.append(measure(key, loaded[at], out))
+    order = {name: i for i, name in enumerate(METHODS)}
+    results.rewrite(sorted(results.rows, key=lambda r: (r["protocol"], r["dataset"], r["seed"], order[r["method"]])))
+    rows = [row for row in results.rows if row["protocol"] == protocol]
+    python = f"Python {platform.python_version()}"
+    facts = {
+        "protocol": protocol + (" (LEAKS: copies of a row in training and test)" if protocol == "paper" else ""),
+        "command": shlex.join(["python", "-m", "experiments.table1", *sys.argv[1:]]),
+        "machine": f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, {python}, JAX {jax.__version__}",
+        "training and scoring": f"{table.seconds_of(rows):.0f} s",
+    }
+    text, summary = table.markdown(rows, list(METHODS), facts), table.summary(rows, list(METHODS), facts)
+    table.write(out, summary, text)
+    page = table_report.write_page(out, rows, list(METHODS), summary)
+    print(f"{text}\ntable: {out / 'table.md'}\npage: {page.resolve()}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

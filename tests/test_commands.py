@@ -1,0 +1,267 @@
+"""The commands from outside: what they leave behind, what they refuse, and what a kill costs."""
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from processes import Finished, command, start
+
+from diffad_jax import runs
+from diffad_jax.data import digits
+
+ROOT = Path(__file__).parents[1]
+DIGITS, ADBENCH, TINY = (str(ROOT / path) for path in ("configs/digits.py", "configs/adbench.py", "tests/tiny.py"))
+SMALL = [
+    *("--config", DIGITS, "--config.model.channels=8", "--config.model.channel_multipliers=(1,)"),
+    *("--config.model.norm_groups=4", "--config.training.num_steps=20", "--config.score.num_draws=1"),
+    "--config.score.times=(0.5,0.6)",
+]
+
+
+def train(workdir: Path, *arguments: str) -> Finished:
+    return command("experiments.train", "--workdir", str(workdir), *arguments, output=workdir.parent)
+
+
+def evaluate(workdir: Path, *arguments: str) -> Finished:
+    return command("experiments.evaluate", "--workdir", str(workdir), *arguments, output=workdir.parent)
+
+
+def assert_refused(finished: Finished, *words: str) -> None:
+    """Exit code 2 and one line on standard error that holds the words."""
+    assert finished.code == 2, finished
+    assert finished.err.startswith("error: ") and len(finished.err.strip().splitlines()) == 1, finished.err
+    assert all(word in finished.err for word in words), finished.err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The --config of a run of seconds: a small MLP on one set of vectors."""
+    folder = tmp_path_factory.mktemp("vectors")
+    np.savez(folder / "cluster.npz", X=np.random.default_rng(0).normal(size=(100, 5)), y=np.arange(100) > 80)
+    return f"--config={TINY}:{folder}"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished, Finished]:
+    """A work directory of the shipped digits config, made small, and how its two commands ended."""
+    workdir = tmp_path_factory.mktemp("small") / "runs" / "digits"
+    return workdir, train(workdir, *SMALL), evaluate(workdir)
+
+
+# --- what a run leaves -----------------------------------------------------------------------------------------------
+
+
+def test_train_and_evaluate_leave_metrics_report_and_logs(done: tuple[Path, Finished, Finished]) -> None:
+    workdir, trained, evaluated = done
+    assert trained.code == 0, trained.err
+    assert evaluated.code == 0, evaluated.err
+    metrics, dataset = json.loads((workdir / "metrics.json").read_text()), digits(anomalous_class=0)
+    assert all(0 <= metrics[key] <= 1 for key in ("auroc", "aupr", "f1", "fpr95"))
+    assert (metrics["n_train"], metrics["n_test"], metrics["seed"]) == (len(dataset.train), len(dataset.test), 0)
+    assert metrics["seconds_train"] > 0 and metrics["seconds_score"] > 0
+    assert metrics["network_evaluations_per_datum"] == 2  # Two noise levels, one draw each.
+    report = (workdir / "report.html").read_text()
+    assert all(text in report for text in ("iforest", "ocsvm", "copod", "knn", "data:image/png;base64", "num_steps"))
+    log = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [20] and np.isfinite(log[0]["loss"])
+    (events,) = (workdir / "tensorboard").glob("events.*")
+    assert b"grad_norm" in events.read_bytes()
+    assert str(workdir / "metrics.json") in evaluated.out and str(workdir / "report.html") in evaluated.out
+    assert f"{100 * metrics['auroc']:.2f}" in evaluated.out
+
+
+def test_a_finished_run_is_left_alone(done: tuple[Path, Finished, Finished]) -> None:
+    workdir, before = done[0], contents(done[0])
+    again = train(workdir, *SMALL)
+    assert again.code == 0 and contents(workdir) == before
+
+
+def test_another_config_is_refused_in_the_same_work_directory(done: tuple[Path, Finished, Finished]) -> None:
+    workdir, before = done[0], contents(done[0])
+    refused = train(workdir, *SMALL, "--config.training.num_steps=30", "--config.seed=1")
+    shown = ["config.training.num_steps (20 there, 30 asked)", "config.seed (0 there, 1 asked)", str(workdir)]
+    assert_refused(refused, *shown)
+    assert "config.model" not in refused.err and contents(workdir) == before
+
+
+def test_other_data_are_scored_with_the_statistics_of_the_run(
+    done: tuple[Path, Finished, Finished], tmp_path: Path
+) -> None:
+    workdir, dataset = done[0], digits(anomalous_class=0)
+    own = json.loads((workdir / "metrics.json").read_text())
+    report = (workdir / "report.html").read_bytes()
+    # The run's own test rows without most of its normals: recall and the scores behind it cannot move.
+    kept = np.concatenate([np.flatnonzero(dataset.labels == 0)[:50], np.flatnonzero(dataset.labels == 1)])[::-1]
+    np.savez(tmp_path / "other.npz", X=dataset.test[kept, ..., 0], y=dataset.labels[kept])
+    evaluated = evaluate(workdir, f"--data={tmp_path / 'other.npz'}", "--baselines=knn")
+    assert evaluated.code == 0, evaluated.err
+    found = json.loads((workdir / "metrics_other.json").read_text())
+    expected = runs.load(workdir).score(dataset.test)
+    normal, anomalous = expected[dataset.labels == 0][:50], expected[dataset.labels == 1]
+    assert found["auroc"] == pytest.approx((anomalous[:, None] > normal).mean(), abs=1e-4)
+    assert (found["n_test"], found["n_train"]) == (len(kept), own["n_train"])
+    assert "metrics_other.json" in evaluated.out and "report_other.html" in evaluated.out
+    assert json.loads((workdir / "metrics.json").read_text()) == own
+    assert (workdir / "report.html").read_bytes() == report
+
+
+def test_a_folder_of_sets_gives_a_run_each_and_their_mean(tmp_path: Path) -> None:
+    draw, folder, workdir = np.random.default_rng(0), tmp_path / "sets", tmp_path / "runs"
+    folder.mkdir()
+    for name, shift in (("near", 1.0), ("far", 6.0)):
+        x = draw.normal(size=(80, 5)) + np.repeat([0.0, shift], [60, 20])[:, None]
+        np.savez(folder / f"{name}.npz", X=x, y=np.repeat([0, 1], [60, 20]))
+    data = ["--config", ADBENCH, f"--config.data.path={folder}"]
+    trained = train(workdir, *data, "--config.training.num_steps=10", "--config.model.width=16")
+    assert trained.code == 0, trained.err
+    evaluated = evaluate(workdir, "--baselines=knn")
+    assert evaluated.code == 0, evaluated.err
+    auroc = {name: json.loads((workdir / name / "metrics.json").read_text())["auroc"] for name in ("near", "far")}
+    assert auroc["far"] > 0.99 > auroc["near"] > 0.5
+    mean = next(line.split() for line in evaluated.out.splitlines() if line.startswith("mean"))
+    assert float(mean[1]) == pytest.approx(50 * (auroc["near"] + auroc["far"]), abs=0.01)
+    assert (workdir / "report.html").exists()
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+BAD_TRAINING = {
+    "a misspelt group": (["--config.modl.width=8"], ["--config.modl.width", "'model'"]),
+    "a misspelt key": (["--config.model.widht=8"], ["--config.model.widht", "'width'"]),
+    "a word for a number": (["--config.training.num_steps=many"], ["config.training.num_steps", "many"]),
+    "a fraction for a count": (["--config.training.num_steps=2.5"], ["config.training.num_steps", "2.5"]),
+    "no steps": (["--config.training.num_steps=0"], ["config.training.num_steps", "0", "1 or more"]),
+    "no rows": (["--config.scoring.batch_size=-1"], ["config.scoring.batch_size", "-1", "1 or more"]),
+    "passes that do not divide": (["--config.training.accumulate=3"], ["config.training.accumulate", "3", "16"]),
+    "an unknown score": (["--config.score.name=reconstructon"], ["config.score.name", "'reconstruction'"]),
+    "an unknown loss": (["--config.loss.name=wieghted"], ["config.loss.name", "'weighted'"]),
+    "an argument of another choice": (["--config.model.name=UNet"], ["config.model.depth", "UNet", "channels"]),
+    "an unknown data set": (["--config.data.name=digts"], ["config.data.name", "'digits'"]),
+    "an unknown transform": (["--config.transform.name=rnge"], ["transform", "'rnge'", "'range'"]),
+    "an unknown weighting": (["--config.loss.weighting=edmm"], ["weighting", "'edmm'", "edm"]),
+    "an unknown prediction": (["--config.denoiser.predicts=epss"], ["predicts", "'epss'", "eps"]),
+    "an unknown variance": (["--config.sampler.variance=smal"], ["variance", "'smal'", "small"]),
+    "a variance that is not learned": (["--config.sampler.variance=learned"], ["learned_variance"]),
+    "an unknown distance": (["--config.score.distance=l3"], ["distance", "'l3'", "l2"]),
+    "a distance for pictures": (["--config.score.distance=ssim"], ["'ssim' needs pictures"]),
+    "a misspelt flag": (["--wrkdir=runs"], ["--wrkdir", "'workdir'"]),
+    "no flag at all": (["runs"], ["runs", "--name=value"]),
+}
+
+
+@pytest.mark.parametrize("problem", BAD_TRAINING)
+def test_train_refuses(problem: str, tiny: str, tmp_path: Path) -> None:
+    arguments, words = BAD_TRAINING[problem]
+    assert_refused(train(tmp_path / "run", tiny, *arguments), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_refuses_configs_that_it_cannot_read(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert_refused(train(run, "--config", DIGITS.replace("digits", "digit")), "configs/digit.py", repr(DIGITS))
+    assert_refused(train(run, f"--config={DIGITS}:x"), f"{DIGITS}:x", "'x'")
+    assert_refused(train(run, "--config", DIGITS, "--config.data.anomalous_class=12"), "anomalous_class", "12", "0..9")
+    assert_refused(train(run), "--config")
+    assert_refused(command("experiments.train", "--config", DIGITS, output=tmp_path), "--workdir")
+    (tmp_path / "empty").mkdir()
+    empty = f"--config.data.path={tmp_path / 'empty'}"
+    assert_refused(train(run, "--config", ADBENCH, empty), str(tmp_path / "empty"), "no data set")
+    assert not run.exists()
+
+
+def test_train_refuses_sets_that_would_share_a_folder(tmp_path: Path) -> None:
+    for folder in ("resnet", "vit"):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / "same.npz", X=np.random.default_rng(0).normal(size=(40, 3)), y=np.arange(40) > 30)
+    assert_refused(train(tmp_path / "run", "--config", ADBENCH, f"--config.data.path={tmp_path}"), "same")
+
+
+def test_train_refuses_a_file_as_work_directory(tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert_refused(train(tmp_path / "file", tiny), str(tmp_path / "file"))
+
+
+def test_evaluate_refuses(done: tuple[Path, Finished, Finished], tmp_path: Path) -> None:
+    workdir, before = done[0], contents(done[0])
+    np.savez(tmp_path / "wide.npz", X=np.zeros((4, 9)), y=[0, 0, 1, 1])
+    assert_refused(evaluate(tmp_path / "nowhere"), "nowhere", "no run")
+    assert_refused(evaluate(workdir, "--baselines=ifrest"), "--baselines", "'iforest'")
+    assert_refused(evaluate(workdir, f"--data={tmp_path / 'gone.npz'}"), "gone.npz")
+    assert_refused(evaluate(workdir, f"--data={tmp_path / 'wide.npz'}"), "wide.npz", "(9,)", "(8, 8, 1)")
+    assert_refused(evaluate(workdir, "--dta=x.npz"), "--dta", "'data'")
+    assert contents(workdir) == before
+
+
+def test_what_was_refused_leaves_room_for_what_is_right(tiny: str, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    assert_refused(train(workdir, tiny, "--config.loss.weighting=edmm"), "edm")
+    assert train(workdir, tiny).code == 0
+    (workdir / "statistics.npz").unlink()
+    assert_refused(evaluate(workdir), "statistics.npz", "experiments.train")
+
+
+def test_a_run_that_diverges_ends_with_code_1_and_the_reason(tiny: str, tmp_path: Path) -> None:
+    ended = train(tmp_path / "run", tiny, "--config.optimizer.learning_rate=1e30")
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    last = ended.err.strip().splitlines()[-1]
+    assert last.startswith("error: step ") and "last good checkpoint: none" in last
+
+
+# --- kills -----------------------------------------------------------------------------------------------------------
+
+Long = tuple[list[str], runs.Trained, float]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Long:
+    """The arguments of a longer run, what it ends with when nothing stops it, and its seconds."""
+    workdir, arguments = tmp_path_factory.mktemp("unbroken") / "run", [tiny, "--config.training.num_steps=120"]
+    started = time.perf_counter()
+    assert train(workdir, *arguments).code == 0
+    return arguments, runs.load(workdir), time.perf_counter() - started
+
+
+def kill_and_resume(workdir: Path, moment: Callable[[], bool], unbroken: Long) -> bool:
+    """Kills the run as soon as `moment` is true, starts it again and compares what it ends with, to the last bit.
+
+    Returns whether the run was still going when it was killed.
+    """
+    arguments, expected, _ = unbroken
+    process = start("experiments.train", "--workdir", str(workdir), *arguments, output=workdir.parent)
+    while not moment() and process.is_alive():
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    resumed = train(workdir, *arguments)
+    assert resumed.code == 0, resumed.err
+    trained = runs.load(workdir)
+    jax.tree.map(np.testing.assert_array_equal, trained.params, expected.params)
+    assert trained.statistics.threshold == expected.statistics.threshold
+    return process.exitcode == -signal.SIGKILL
+
+
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, unbroken: Long) -> None:
+    workdir = tmp_path / "run"
+    assert kill_and_resume(workdir, (workdir / "checkpoints" / "30").exists, unbroken)
+    steps = [json.loads(line)["step"] for line in (workdir / "log.jsonl").read_text().splitlines()]
+    assert steps.count(5) == 1 and set(steps) == set(range(5, 121, 5)), "it began anew"
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path: Path, unbroken: Long) -> None:
+    moments, killed = random.Random(0), 0
+    for number in range(10):
+        at = time.perf_counter() + moments.uniform(0, unbroken[-1])
+        killed += kill_and_resume(tmp_path / str(number) / "run", lambda at=at: time.perf_counter() > at, unbroken)
+    assert killed >= 5

@@ -1,0 +1,136 @@
+"""Diffusion time estimation against brute force, SciPy and its own definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import logsumexp  # type: ignore[import-untyped]
+from scipy.stats import invgamma, norm  # type: ignore[import-untyped]
+from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
+
+from diffad_jax import dte
+from diffad_jax.errors import InputError
+
+RNG = np.random.default_rng(0)
+
+
+def brute_nearest(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | float = 1.0) -> np.ndarray:
+    distances = np.linalg.norm(x[:, None].astype(float) - bank[None], axis=-1) / units
+    return np.sort(distances, axis=1)[:, :k]
+
+
+def test_inverse_gamma_likelihood_is_that_of_scipy() -> None:
+    variance, scale = RNG.uniform(0.01, 2, 50), RNG.uniform(0.1, 30, 50)
+    for shape in (0.5, 2.0, 255.0):
+        found = dte.inverse_gamma_nll(jnp.asarray(variance), shape, jnp.asarray(scale))
+        assert_allclose(found, -invgamma.logpdf(variance, shape, scale=scale), rtol=2e-4, atol=2e-4)
+        grid = np.linspace(1e-4, 60, 600_001)
+        density = invgamma.logpdf(grid, shape, scale=scale[0])
+        assert_allclose(dte.inverse_gamma_mode(shape, scale[0]), grid[density.argmax()], atol=2e-4)
+
+
+def test_non_parametric_is_the_mode_of_the_brute_force_posterior() -> None:
+    """With copies of one row as the bank all neighbours agree, and the posterior under a flat prior is known exactly."""
+    dims, x_0 = 6, RNG.normal(size=6)
+    x = x_0 + RNG.normal(size=(20, 6)) * np.linspace(0.1, 2, 20)[:, None]
+    variance = np.geomspace(1e-4, 20, 200_000)
+    log_likelihood = np.stack([norm.logpdf(d[:, None], scale=np.sqrt(variance)).sum(axis=0) for d in x - x_0])
+    posterior = log_likelihood - logsumexp(log_likelihood, axis=1, keepdims=True)
+    expected = variance[posterior.argmax(axis=1)]
+    found = dte.non_parametric(x.astype(np.float32), np.tile(x_0, (9, 1)).astype(np.float32))
+    assert_allclose(found, expected, rtol=1e-3)
+    shape, scale = dte.gamma_shape(dims), ((x - x_0) ** 2).sum(axis=1) / 2
+    assert_allclose(
+        posterior[3] - posterior[3].max(), _centred(invgamma.logpdf(variance, shape, scale=scale[3])), atol=1e-9
+    )
+
+
+def _centred(log_density: np.ndarray) -> np.ndarray:
+    return log_density - log_density.max()
+
+
+def test_non_parametric_takes_the_mean_square_of_five_neighbours() -> None:
+    bank, x = RNG.normal(size=(300, 5)).astype(np.float32), RNG.normal(size=(40, 5)).astype(np.float32)
+    assert_allclose(dte.non_parametric(x, bank), (brute_nearest(x, bank, 5) ** 2).mean(axis=1) / 5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (1500, 3), (300, 80)])
+def test_neighbours_are_those_of_scikit_learn_at_any_size(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, x = RNG.normal(size=shape).astype(np.float32), RNG.normal(size=(600, shape[1])).astype(np.float32)
+    expected = NearestNeighbors(n_neighbors=4).fit(bank).kneighbors(x)[0]
+    assert_allclose(dte.knn_distances(x, bank, 4), expected, rtol=1e-4)
+    units = RNG.uniform(0.5, 2, len(bank))
+    assert_allclose(dte.knn_distances(x, bank, 4, units), brute_nearest(x, bank, 4, units), rtol=1e-4)
+    # A datum's score is its own, wherever the batches are cut.
+    assert_array_equal(dte.knn_distances(x[500:], bank, 4), dte.knn_distances(x, bank, 4)[500:])
+    with pytest.raises(InputError, match="k: found 41"):
+        dte.knn_distances(x, bank[:40], 41)
+
+
+def test_copies_far_from_the_origin_are_at_distance_0() -> None:
+    bank = (RNG.normal(size=(50, 4)) + 1000).astype(np.float32)
+    assert_array_equal(dte.knn_distances(bank, bank, 1), 0)
+
+
+def test_adaptive_measures_in_the_units_of_each_neighbourhood() -> None:
+    bank = np.concatenate([RNG.normal(size=(60, 3)), 20 + 3 * RNG.normal(size=(60, 3))]).astype(np.float32)
+    leave_one_out = brute_nearest(bank, bank, 4)[:, 1:]
+    h = np.sqrt((leave_one_out**2).mean(axis=1))
+    m = np.median(h)
+    h = np.clip(h, m / 2, 2 * m)
+    assert_allclose(dte.bandwidths(bank), h, rtol=1e-4)
+    x = RNG.normal(size=(30, 3)).astype(np.float32)
+    assert_allclose(dte.adaptive(x, bank, h), brute_nearest(x, bank, 5, h).mean(axis=1), rtol=1e-4)
+
+
+def test_bandwidths_of_copies_are_finite() -> None:
+    assert len(set(dte.bandwidths(np.ones((10, 3), np.float32)))) == 1
+    mostly = np.concatenate([np.zeros((30, 2)), RNG.normal(size=(9, 2))]).astype(np.float32)
+    h = dte.bandwidths(mostly)
+    assert (h > 0).all() and np.isfinite(h).all()
+
+
+def test_banks_are_thinned_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.arange(100.0)[:, None]
+    assert dte.thinned(rows, 0) is rows
+    monkeypatch.setattr(dte, "MAX_BANK_ROWS", 20)
+    first, again, other = (dte.thinned(rows, seed) for seed in (0, 0, 1))
+    assert len(np.unique(first)) == 20 and np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_noise_has_the_variance_of_its_step_and_bins_are_sevenths() -> None:
+    assert dte.variances().shape == (300,) and 0.77 < dte.variances()[-1] < 0.79
+    u = jnp.asarray([0.0, 0.5, 0.9999])
+    x_0 = jnp.full((3, 20_000), 2.0)
+    x_t, t = dte.diffuse(x_0, u, jax.random.split(jax.random.key(0), 3))
+    assert t.tolist() == [0, 150, 299]
+    assert_allclose(x_t.mean(axis=1), 2, atol=0.03)
+    assert_allclose(x_t.var(axis=1), dte.variances()[np.asarray(t)], rtol=0.05)
+
+    # With weights 0 the network says its bias: the loss tells the bin of t = 0, 150, 299.
+    params = [(jnp.zeros((4, 7)), jnp.log(jnp.arange(1.0, 8.0) / 28))]
+    loss = dte.categorical_loss(params, jnp.zeros((3, 4)), u, jax.random.split(jax.random.key(0), 3))
+    assert_allclose(np.exp(-loss) * 28, [1, 4, 7], rtol=1e-5)
+    assert_allclose(
+        dte.categorical_score(params, jnp.zeros((1, 4))), [sum(k * (k + 1) for k in range(7)) / 28], rtol=1e-5
+    )
+
+
+def test_inverse_gamma_loss_is_least_at_the_true_scale() -> None:
+    """For data at one point, |x|^2 / 2 is the scale; a network that says a constant does best near a fitted constant."""
+    u, keys, x_0 = (jnp.arange(512) + 0.5) / 512, jax.random.split(jax.random.key(1), 512), jnp.zeros((512, 16))
+    x_t, t = dte.diffuse(x_0, u, keys)
+
+    def loss(f: float) -> float:
+        return float(dte.inverse_gamma_loss([(jnp.zeros((16, 1)), jnp.full(1, f))], x_0, u, keys).mean())
+
+    # The mean of -a log b + b / sigma^2 is least at b = a / mean(1 / sigma^2).
+    best_scale = dte.gamma_shape(16) / (1 / dte.variances()[np.asarray(t)]).mean()
+    least, middle = dte.variances()[0], 0.5 * np.log(dte.variances()[0] * dte.variances()[-1])
+    best = np.log(np.expm1(best_scale / 8 - least)) - middle
+    assert loss(best) < min(loss(best - 0.1), loss(best + 0.1))
+    params = [(jnp.zeros((16, 1)), jnp.full(1, 0.3))]
+    assert_allclose(dte.inverse_gamma_score(params, x_t[:2]), least + np.log1p(np.exp(0.3 + middle)), rtol=1e-5)

@@ -1,0 +1,174 @@
+"""The table: what a kill, a failure and a second run leave, and what its statistics say."""
+
+import csv
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon  # type: ignore[import-untyped]
+from test_report import Page
+
+from diffad_jax import table, table_report
+from diffad_jax.errors import InputError
+from diffad_jax.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-m", "experiments.table1"]
+CLASSICAL = "iforest,knn,ours"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sets as they come: a good one, 20 rows with a constant column, copies, one class, NaN and infinity."""
+    root, generator = tmp_path_factory.mktemp("adbench"), np.random.default_rng(0)
+
+    def save(name: str, x: np.ndarray, y: np.ndarray) -> None:
+        np.savez(root / f"{name}.npz", X=x, y=y)
+
+    x, y = generator.normal(size=(90, 5)), np.repeat([0, 1], [70, 20])
+    x[70:] += 2
+    save("MVTec-AD_tile", x, y)
+    save("copies", np.ones_like(x), y)
+    few = np.concatenate([x[:16], x[-4:]])
+    few[:, 2] = 3
+    save("few", few, np.repeat([0, 1], [16, 4]))
+    save("one_class", x, np.zeros(90, int))
+    for name, value in (("nan", np.nan), ("inf", np.inf)):
+        spoilt = x.copy()
+        spoilt[7, 1] = value
+        save(name, spoilt, y)
+    return root
+
+
+def run(folder: Path, out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, f"--data_dir={folder}", f"--out={out}", f"--methods={CLASSICAL}", "--seeds=2", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    """The rows of a results.csv but for the seconds."""
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in csv.DictReader(file)]
+
+
+def test_awkward_sets_are_scored_or_said_and_a_killed_run_ends_alike(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run(folder, out)
+    assert done.returncode == 0, done.stderr
+    whole = lines(out / "results.csv")
+    assert len(whole) == 6 * 2 * 3
+    failed = {row["dataset"]: row["error"] for row in whole if row["error"]}
+    assert set(failed) == {"one_class", "nan", "inf"}
+    assert "not finite" in failed["nan"] and "not finite" in failed["inf"] and "labels 0" in failed["one_class"]
+    assert {row["auroc"] for row in whole if row["dataset"] == "copies"} == {"0.5"}
+    good = {(row["method"], row["seed"]): row["auroc"] for row in whole if row["dataset"] == "MVTec-AD_tile"}
+    assert float(good["ours", "0"]) > 0.9 and good["ours", "0"] != good["ours", "1"]
+    assert "one_class, ours, seed 1" in (out / "table.md").read_text()
+    page = Page((out / "table.html").read_text())
+    assert "MVTec-AD_tile" in page.text and len(page.images()) == 2
+
+    # As a kill in the middle of a write leaves it.
+    text = (out / "results.csv").read_text()
+    places = [i for i, letter in enumerate(text) if letter == "\n"]
+    (out / "results.csv").write_text(text[: places[14] + 25])
+    again = run(folder, out)
+    assert again.returncode == 0 and lines(out / "results.csv") == whole
+    assert json.loads((out / "results.json").read_text())["methods"]["ours"]["auroc"] > 0.5
+
+
+def test_flags_that_name_nothing_are_refused(folder: Path, tmp_path: Path) -> None:
+    for flags, said in [
+        (["--methods=ourz"], "--methods: found 'ourz'; did you mean 'ours'?"),
+        (["--rows=fews"], "--rows: found 'fews'; did you mean 'few'?"),
+    ]:
+        done = run(folder, tmp_path / "out", *flags)
+        assert done.returncode == 2 and said in done.stderr and not (tmp_path / "out").exists()
+
+
+KEYS = [("set", "ours", "clean", 0), ("set", "knn", "clean", 0), ("set, too", "ours", "clean", 1)]
+VALUES = {"auroc": 0.7512345678, "aupr": 0.5, "f1": 0.4, "fpr95": 1.0, "n_train": 9, "n_test": 12}
+SECONDS = {"seconds_train": 1.23456, "seconds_score": 0.0}
+
+
+@pytest.mark.parametrize("cut", [1, 10, 60, 119])
+def test_a_file_cut_anywhere_keeps_its_whole_lines(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "results.csv"
+    results = table.Results(path)
+    for key in KEYS:
+        results.append(table.row(key, VALUES | SECONDS))
+    text = path.read_text()
+    path.write_text(text[:-cut])
+    reopened = table.Results(path)
+    whole = text[:-cut].count("\n") - 1
+    assert reopened.rows == results.rows[:whole] and len(reopened.done) == whole
+    for key in KEYS[whole:]:
+        reopened.append(table.row(key, VALUES | SECONDS))
+    assert path.read_text() == text
+
+
+def test_failures_are_kept_on_one_line_and_tried_again(tmp_path: Path) -> None:
+    results = table.Results(tmp_path / "results.csv")
+    results.append(table.row(KEYS[0], {"error": 'ValueError: "a", b\nand c'}))
+    assert lines(results.path)[0]["error"] == 'ValueError: "a", b and c'
+    assert table.Results(results.path).done == set()
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="other.csv: has the columns a,b, expected dataset,"):
+        table.Results(tmp_path / "other.csv")
+
+
+def test_means_are_over_seeds_and_over_sets_that_all_methods_scored() -> None:
+    figures = {("a", "knn"): [0.5, 0.7], ("a", "ours"): [0.8, 0.8], ("b", "ours"): [0.9]}
+    rows = [
+        table.row((dataset, method, "clean", seed), VALUES | {"auroc": value})
+        for (dataset, method), values in figures.items()
+        for seed, value in enumerate(values)
+    ]
+    found = table.tabulate(rows, list(METHODS))
+    assert found.methods == ["knn", "ours"] and found.datasets == ["a", "b"]
+    np.testing.assert_allclose(found.mean, [[0.6, 0.8], [np.nan, 0.9]])
+    np.testing.assert_allclose(found.deviation, [[0.1, 0], [np.nan, 0]])
+    assert found.complete().datasets == ["a"]
+    text = table.markdown(rows, list(METHODS), {})
+    assert (
+        "| a | 60.00 ± 10.00 | 80.00 |" in text
+        and "| b | – | 90.00 |" in text
+        and "| mean of 1 | 60.00 | 80.00 |" in text
+    )
+
+
+def test_printed_figures_stand_beside_resnet_rows_only() -> None:
+    assert len(table.printed()) == 28 and table.printed()["CIFAR10_4"]["DDPM"] == 77.42
+    assert table.printed_row("CV_by_ResNet18/CIFAR10_4") == table.printed_row("CIFAR10_4") == "CIFAR10_4"
+    assert table.printed_row("CV_by_ViT/CIFAR10_4") is table.printed_row("CIFAR10_0") is None
+    rows = [table.row((name, "dte_c", "paper", 0), VALUES | {"auroc": 0.5}) for name in ("CIFAR10_4", "CIFAR10_0")]
+    head, body = table.beside_printed(table.tabulate(rows, list(METHODS))) or ([], [])
+    assert head == ["AUROC (%)", "dte_c"] and body == [["CIFAR10_4", "50.00 (55.40)"], ["mean", "50.00 (55.40)"]]
+
+
+def test_ranks_p_values_and_cliques() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(25, 4)) + np.array([1.5, 1.4, 0, 0.1])
+    assert table.mean_ranks(np.array([[3.0, 1, 1], [9, 5, 7]])).tolist() == [1, 2.75, 2.25]
+    pairs = list(itertools.combinations(range(4), 2))
+    raw = np.array([wilcoxon(values[:, a], values[:, b]).pvalue for a, b in pairs])
+    found = table.pairwise_p(values)
+    # Holm by its definition: the i-th smallest is multiplied by the number of hypotheses not yet rejected.
+    order, running = np.argsort(raw), 0.0
+    for step, i in enumerate(order):
+        running = max(running, min(1.0, raw[i] * (6 - step)))
+        assert found[pairs[i]] == found[pairs[i][::-1]] == pytest.approx(running)
+    assert table.cliques(table.mean_ranks(values), found) == [(0, 1), (2, 3)]
+    assert table.pairwise_p(np.ones((5, 2))).tolist() == [[1, 1], [1, 1]]
+
+
+def test_kept_curves_are_thin_and_keep_their_ends(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 5000)
+    path = table_report.curve_path(tmp_path, ("CV/a", "ours", "clean", 0))
+    table_report.save_curve(path, labels, labels + generator.normal(size=5000))
+    with np.load(path) as curve:
+        assert len(curve["fpr"]) <= 200 and curve["fpr"][[0, -1]].tolist() == curve["tpr"][[0, -1]].tolist() == [0, 1]
