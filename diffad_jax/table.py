@@ -19,8 +19,6 @@ KEY = ("dataset", "method", "protocol", "seed")
 METRICS = ("auroc", "aupr", "f1", "fpr95")
 FIELDS = (*KEY, *METRICS, "n_train", "n_test", "seconds_train", "seconds_score", "error")
 LEVEL = 0.05
-# The printed columns and our methods of that name; the paper's DTE is the categorical one.
-PRINTED = {"IForest": "iforest", "OCSVM": "ocsvm", "COPOD": "copod", "DDPM": "ddpm", "DiT": "dit", "DTE": "dte_c"}
 
 Row = dict[str, Any]
 """A line of results.csv: FIELDS, with metrics as fractions in [0, 1] (None where the method failed) and `error` one line."""
@@ -96,7 +94,7 @@ def _writer(file: Any) -> csv.DictWriter:
 def printed() -> dict[str, dict[str, float]]:
     """Table 1 of Bhosale, Mukherjee, Banerjee & Cuzzolin, "Anomaly detection using diffusion-based methods": AUROC in %.
 
-    {dataset: {column: AUROC}}, columns as in PRINTED. Its protocol leaks, see `data.dataset.one_class_split` ("paper").
+    {dataset: {column: AUROC}}; its DTE is the categorical one. Its protocol, "paper", leaks.
     """
     with importlib.resources.files("diffad_jax.data").joinpath("paper_table1.csv").open(encoding="utf-8") as file:
         return {line.pop("dataset"): {k: float(v) for k, v in line.items()} for line in csv.DictReader(file)}
@@ -218,7 +216,7 @@ def markdown(rows: Sequence[Row], methods: Sequence[str], facts: Mapping[str, st
         lines.append(["mean rank", *(f"{rank:.2f}" for rank in mean_ranks(complete.mean))])
     text += grid(["AUROC (%)", *table.methods], lines)
     if beside := beside_printed(table):
-        text += "\nThe sets of the printed table: measured, and in brackets printed (whose protocol leaks).\n\n"
+        text += "\nThe sets of the paper's Table 1 beside its printed columns, whose protocol leaks:\n\n"
         text += grid(*beside)
     if failures := [entry for entry in rows if entry["error"]]:
         text += "\nFailures:\n\n" + "".join(
@@ -228,20 +226,16 @@ def markdown(rows: Sequence[Row], methods: Sequence[str], facts: Mapping[str, st
 
 
 def beside_printed(table: Table) -> tuple[list[str], list[list[str]]] | None:
-    """Head and lines of the sets that Table 1 prints: each method, followed by its printed figure in brackets, and means."""
-    names = [(i, row) for i, name in enumerate(table.datasets) if (row := printed_row(name))]
+    """Head and lines of the sets that Table 1 prints: the measured methods, then the printed columns; the mean last."""
+    names = [(i, printed_name) for i, name in enumerate(table.datasets) if (printed_name := printed_row(name))]
     if not names:
         return None
-    figures = printed()
-    column = {method: name for name, method in PRINTED.items()}
-    theirs = np.array([[figures[r][column[m]] if m in column else np.nan for m in table.methods] for _, r in names])
-    own = table.mean[[i for i, _ in names]]
-    values = zip([r for _, r in names] + ["mean"], np.vstack([own, own.mean(0)]), np.vstack([theirs, theirs.mean(0)]))
-    lines = [
-        [name, *(f"{a} ({b:.2f})" if np.isfinite(b) else a for a, b in zip(cells(mine), printed_there))]
-        for name, mine, printed_there in values
-    ]
-    return ["AUROC (%)", *table.methods], lines
+    theirs = printed()
+    columns = list(next(iter(theirs.values())))
+    figures = [[*table.mean[i], *(theirs[name][column] / 100 for column in columns)] for i, name in names]
+    values = np.vstack([figures, np.mean(figures, axis=0)])
+    lines = [[name, *cells(line)] for name, line in zip([name for _, name in names] + ["mean"], values)]
+    return ["AUROC (%)", *table.methods, *(f"printed {column}" for column in columns)], lines
 
 
 def cells(mean: np.ndarray, deviation: np.ndarray | None = None) -> list[str]:

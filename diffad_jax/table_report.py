@@ -46,7 +46,7 @@ def write_page(directory: Path, rows: Sequence[Row], methods: Sequence[str], res
     body = _facts(results["facts"]) + _section("AUROC", _heat(table, complete))
     if beside := beside_printed(table):
         lines = [(escape(name), values, [False] * len(values)) for name, *values in beside[1]]
-        text = "<p>Measured, and in brackets the printed figure, whose protocol leaks.</p>"
+        text = "<p>Measured, and as the paper's Table 1 prints it, whose protocol leaks.</p>"
         body += _section("Beside the printed table", text + _table("settings", beside[0], lines))
     if len(complete.datasets) > 1 and len(complete.methods) > 1:
         ranks = np.array([found["mean_rank"] for found in results["methods"].values()])

@@ -38,12 +38,12 @@ SCORES: dict[str, Changes] = {
     "bound": {"score": {"name": "bound", "num_steps": 20}},
     "three levels": {"score.times": (0.35, 0.5, 0.65)},
 }
-# The whole vector, since only a preconditioned network may leave out features.
 ABLATIONS: dict[str, dict[str, Changes]] = {
     "time": {str(t): {"score.times": (t,)} for t in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)},
     "steps": {str(n): {"score.num_steps": n} for n in (1, 2, 4, 8, 16)},
     "sampler": {name: {"sampler.name": name} for name in ("ddpm", "ddim", "heun", "dpm_solver_2m")},
     "draws": {str(n): {"score.num_draws": n} for n in (1, 2, 4, 8, 16)},
+    # On the whole vector, since only a preconditioned network may leave out features.
     "parametrisation": {p: {"denoiser.predicts": p, "model.features": None} for p in ("eps", "x_0", "v", "edm")},
     "score": SCORES,
 }
@@ -87,11 +87,12 @@ def aurocs(name: str) -> list[tuple[str, str, str, float]]:
 
 
 def drawn(ablation: str, lines: list[tuple[str, str, str, float]]) -> Figure:
-    """AUROC against the ablated value: thin a data set, thick their mean."""
+    """AUROC against the ablated value: thick the mean over data sets, thin each set, moved to that mean to be compared."""
     values = list(ABLATIONS[ablation])
     by_dataset = np.array([line[3] for line in lines]).reshape(-1, len(values))
     figure, axes = _axes(f"AUROC by {ablation}", TITLES.get(ablation, ablation), "AUROC (%)")
-    axes.plot(values, 100 * by_dataset.T, color=MUTED, linewidth=0.8, marker=".")
+    moved = by_dataset - by_dataset.mean(axis=1, keepdims=True) + by_dataset.mean()
+    axes.plot(values, 100 * moved.T, color=MUTED, linewidth=0.8, marker=".")
     axes.plot(values, 100 * by_dataset.mean(axis=0), color=NORMAL, linewidth=2.6, marker="o", label="mean")
     axes.tick_params(axis="x", labelrotation=30 if ablation not in TITLES else 0)
     axes.legend(frameon=False)

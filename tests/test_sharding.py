@@ -22,13 +22,16 @@ B, D, STEPS = 16, 6, 20
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+@cache
 def setting() -> tuple[System, TrainState, optax.GradientTransformation, Batch]:
     """A small MLP, its state before the first step, and 20 batches, leaves [STEPS, B, ...]."""
     system = assemble(tiny.get_config("vectors"), (D,))
     optimizer = optax.adam(1e-2)
     x_0 = np.random.default_rng(0).normal(size=(STEPS, B, D)).astype(np.float32) @ np.diag([3, 2, 1, 1, 0.3, 0.1])
     batches = Batch(x_0.astype(np.float32), np.tile(np.arange(B), (STEPS, 1)))
-    return system, init_state(jax.jit(system.init)(jax.random.key(0)), optimizer), optimizer, batches
+    state = init_state(jax.jit(system.init)(jax.random.key(0)), optimizer)
+    # In the host's memory, since training overwrites a state on the device.
+    return system, jax.tree.map(np.array, state), optimizer, batches
 
 
 def train_by_jit(device_count: int, per_dispatch: int = 1, accumulate: int = 1) -> Params:
