@@ -79,13 +79,16 @@ def check(system: System, params: Params, shape: tuple[int, ...]) -> None:
 
 def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = True) -> None:
     """Trains on dataset.train and leaves config, checkpoints, logs and statistics in workdir; continues a run begun there."""
+    if (workdir / "config.json").exists():
+        # Another config is refused, and a finished run left, before anything is compiled.
+        save_config(workdir, config)
+        if (workdir / "statistics.npz").exists():
+            return
     transform = transforms.fit(train=dataset.train, **config.transform)
     scoring = scoring_of(config)
     system, state, step, settings = start(config, dataset.train.shape[1:])
     check(system, state.params, dataset.train.shape[1:])
     save_config(workdir, config)
-    if (workdir / "statistics.npz").exists():
-        return
     train_rows = transform.apply(dataset.train)
     started = time.perf_counter()
     state = fit(

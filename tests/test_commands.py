@@ -2,10 +2,12 @@
 
 import json
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -202,12 +204,9 @@ def test_evaluate_refuses(done: tuple[Path, Finished, Finished], tmp_path: Path)
     assert contents(workdir) == before
 
 
-def test_what_was_refused_leaves_room_for_what_is_right(tiny: str, tmp_path: Path) -> None:
-    workdir = tmp_path / "run"
-    assert_refused(train(workdir, tiny, "--config.loss.weighting=edmm"), "edm")
-    assert train(workdir, tiny).code == 0
-    (workdir / "statistics.npz").unlink()
-    assert_refused(evaluate(workdir), "statistics.npz", "experiments.train")
+def test_evaluate_refuses_a_run_that_is_not_finished(done: tuple[Path, Finished, Finished], tmp_path: Path) -> None:
+    shutil.copy(done[0] / "config.json", tmp_path)
+    assert_refused(evaluate(tmp_path), "statistics.npz", "experiments.train")
 
 
 def test_a_run_that_diverges_ends_with_code_1_and_the_reason(tiny: str, tmp_path: Path) -> None:
@@ -220,19 +219,29 @@ def test_a_run_that_diverges_ends_with_code_1_and_the_reason(tiny: str, tmp_path
 
 # --- kills -----------------------------------------------------------------------------------------------------------
 
-Long = tuple[list[str], runs.Trained, float]
+
+class Unbroken(NamedTuple):
+    """The arguments of a run that nothing stopped, what it ended with, and how a wrong command before it had ended."""
+
+    arguments: list[str]
+    trained: runs.Trained
+    refused: Finished
 
 
 @pytest.fixture(scope="module")
-def unbroken(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Long:
-    """The arguments of a longer run, what it ends with when nothing stops it, and its seconds."""
-    workdir, arguments = tmp_path_factory.mktemp("unbroken") / "run", [tiny, "--config.training.num_steps=120"]
-    started = time.perf_counter()
-    assert train(workdir, *arguments).code == 0
-    return arguments, runs.load(workdir), time.perf_counter() - started
+def unbroken(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    workdir, arguments = tmp_path_factory.mktemp("unbroken") / "run", [tiny, "--config.training.num_steps=60"]
+    refused = train(workdir, *arguments, "--config.loss.weighting=edmm")
+    finished = train(workdir, *arguments)
+    assert finished.code == 0, finished.err
+    return Unbroken(arguments, runs.load(workdir), refused)
 
 
-def kill_and_resume(workdir: Path, moment: Callable[[], bool], unbroken: Long) -> bool:
+def test_what_was_refused_left_room_for_what_was_right(unbroken: Unbroken) -> None:
+    assert_refused(unbroken.refused, "weighting", "edm")
+
+
+def kill_and_resume(workdir: Path, moment: Callable[[], bool], unbroken: Unbroken) -> bool:
     """Kills the run as soon as `moment` is true, starts it again and compares what it ends with, to the last bit.
 
     Returns whether the run was still going when it was killed.
@@ -251,17 +260,19 @@ def kill_and_resume(workdir: Path, moment: Callable[[], bool], unbroken: Long) -
     return process.exitcode == -signal.SIGKILL
 
 
-def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, unbroken: Long) -> None:
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, unbroken: Unbroken) -> None:
     workdir = tmp_path / "run"
-    assert kill_and_resume(workdir, (workdir / "checkpoints" / "30").exists, unbroken)
+    assert kill_and_resume(workdir, (workdir / "checkpoints" / "20").exists, unbroken)
     steps = [json.loads(line)["step"] for line in (workdir / "log.jsonl").read_text().splitlines()]
-    assert steps.count(5) == 1 and set(steps) == set(range(5, 121, 5)), "it began anew"
+    assert steps.count(5) == 1 and set(steps) == set(range(5, 61, 5)), "it began anew"
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path: Path, unbroken: Long) -> None:
-    moments, killed = random.Random(0), 0
+def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path: Path, unbroken: Unbroken) -> None:
+    started = time.perf_counter()
+    assert train(tmp_path / "run", *unbroken.arguments).code == 0
+    seconds, moments, killed = time.perf_counter() - started, random.Random(0), 0
     for number in range(10):
-        at = time.perf_counter() + moments.uniform(0, unbroken[-1])
+        at = time.perf_counter() + moments.uniform(0, seconds)
         killed += kill_and_resume(tmp_path / str(number) / "run", lambda at=at: time.perf_counter() > at, unbroken)
     assert killed >= 5

@@ -151,7 +151,8 @@ def test_printed_figures_stand_beside_resnet_rows_only() -> None:
 
 
 def test_ranks_p_values_and_cliques() -> None:
-    generator = np.random.default_rng(0)
+    # A seed at which Holm's products fall again, so that the running maximum matters.
+    generator = np.random.default_rng(7)
     values = generator.normal(size=(25, 4)) + np.array([1.5, 1.4, 0, 0.1])
     assert table.mean_ranks(np.array([[3.0, 1, 1], [9, 5, 7]])).tolist() == [1, 2.75, 2.25]
     pairs = list(itertools.combinations(range(4), 2))
