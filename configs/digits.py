@@ -4,6 +4,9 @@
     python -m experiments.evaluate --workdir runs/digits
 
 `configs/digits.py:3` makes class 3 the anomaly (default 0); `configs/digits.py:all` trains each of the ten settings.
+
+Cost on 2 CPU cores: about 2 minutes of training a setting and half a minute of scoring. Result: mean AUROC of the ten
+settings 91.43 % (76.76 for class 3 to 98.14 for class 7), see README.
 """
 
 from ml_collections import ConfigDict

