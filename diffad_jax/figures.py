@@ -111,6 +111,7 @@ def picture_grid(pictures: Pictures) -> Figure:
 
 
 def labelled_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """An empty square figure and its axes, titled and labelled in the style of all figures here."""
     figure = Figure(figsize=(4.6, 4.7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from diffad_jax.data.dataset import chunks, first_nonfinite
 from diffad_jax.errors import InputError
@@ -113,7 +114,10 @@ def _fit_whiten(train: np.ndarray, shrinkage: float = 0.0) -> Arrays:
     for start, stop in chunks(train):
         rows = (_rows(train, start, stop) - mean) * unit
         covariance += rows.T @ rows
-    values, vectors = np.linalg.eigh(_shrunk(covariance / len(train), len(train), shrinkage))
+    # The BLAS threads of an eigendecomposition wait for each other in a busy loop: where another process holds a core, two
+    # of them take forty times as long as one.
+    with threadpool_limits(1, "blas"):
+        values, vectors = np.linalg.eigh(_shrunk(covariance / len(train), len(train), shrinkage))
     return {"center": mean, "matrix": unit[:, None] * vectors[:, ::-1] / np.sqrt(values[::-1])}
 
 
