@@ -5,7 +5,7 @@ its posterior favours. Livernoche et al. 2024, "On diffusion modeling for anomal
 authors' published settings. Three of the estimators are theirs; `adaptive` is ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -26,8 +26,6 @@ BANDWIDTH_NEIGHBOURS = 3
 MAX_BANK_ROWS = 10_000
 
 Params = list[tuple[Array, Array]]
-Loss = Callable[[Params, Array, Array, Array], Array]
-"""(params, x_0 [B, D], u [B] in [0, 1), keys [B]) -> loss [B]."""
 
 
 # --- the process and the network ---------------------------------------------------------------------------------------
@@ -178,9 +176,6 @@ def non_parametric(x: np.ndarray, bank: np.ndarray) -> np.ndarray:
     k = min(NEIGHBOURS, len(bank))
     scale = np.square(knn_distances(x, bank, k), dtype=np.float64).mean(axis=1) / 2
     return scale / (gamma_shape(bank.shape[1]) + 1)
-
-
-# --- adaptive ----------------------------------------------------------------------------------------------------------
 
 
 def bandwidths(bank: np.ndarray) -> np.ndarray:
