@@ -100,6 +100,27 @@ def summary_table(results: Sequence[Result]) -> str:
     return "\n\n".join(blocks)
 
 
+def page(title: str, body: str, style: str = "") -> str:
+    """A whole page that opens without a network: `title` is text, `body` HTML, `style` CSS after that of all pages."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{escape(title)}</title>
+<style>{STYLE}{style}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
 def write_report(path: Path, title: str, results: Sequence[Result], config_text: str) -> Path:
     """Write `path` (HTML) and its figures as `<stem>-[<setting>-]<figure>.png` beside it; return `path`.
 
@@ -119,31 +140,18 @@ def write_report(path: Path, title: str, results: Sequence[Result], config_text:
         files |= {f"{prefix}-{kind}.png": image for kind, image in images.items()}
         own = {key: value for key, value in result.facts.items() if key not in shared}
         body += _section(result, by_method, own, images)
-    page = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-<p>A score says how anomalous an item is: higher means more anomalous. The diffusion method is tinted, the best of each
-comparison bold. All measures are in percent, with anomalies as the positives. Higher is better for AUROC (before it the
+    html = page(
+        title,
+        f"""<p>A score says how anomalous an item is: higher means more anomalous. The diffusion method is tinted, the best of
+each comparison bold. All measures are in percent, with anomalies as the positives. Higher is better for AUROC (before it the
 95 % bootstrap interval over test items), AUPR and F1 (as many called anomalous as there are anomalies); lower is better
 for FPR95, the share of normals called anomalous when 95 % of the anomalies are found.</p>
-{body}{_config(config_text)}
-</main>
-</body>
-</html>
-"""
+{body}{_config(config_text)}""",
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         _write(path.with_name(name), content)
-    _write(path, page.encode())
+    _write(path, html.encode())
     return path
 
 

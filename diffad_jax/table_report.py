@@ -12,7 +12,7 @@ from sklearn.metrics import roc_curve  # type: ignore[import-untyped]
 
 from diffad_jax.figures import CHANCE, INK, MUTED, _stroke, _with_legend, png
 from diffad_jax.report import METRICS as METRIC_NAMES
-from diffad_jax.report import POLICY, STYLE, _facts, _figure, _table
+from diffad_jax.report import _facts, _figure, _table, page
 from diffad_jax.table import METRICS, Row, Table, beside_printed, cells, cliques, tabulate
 from diffad_jax.workdir import write_atomically
 
@@ -62,14 +62,8 @@ significantly: Wilcoxon's signed-rank test over sets with Holm's correction, lev
         causes = (f"{f['dataset']}, {f['method']}, seed {f['seed']}: {f['error']}" for f in failures)
         items = "".join(f"<li>{escape(cause)}</li>" for cause in causes)
         body += _section("Failures", f"<ul>{items}</ul>")
-    page = f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>Anomaly detection, methods by data sets</title><style>{STYLE}{HEAT}</style></head>
-<body><main><h1>Anomaly detection, methods by data sets</h1>{body}</main></body></html>
-"""
     path = directory / "table.html"
-    write_atomically(path, page.encode())
+    write_atomically(path, page("Anomaly detection, methods by data sets", body, HEAT).encode())
     return path
 
 
