@@ -1,7 +1,6 @@
-"""A run: one config, one training set, one work directory; trained, then scored. The story of the program."""
+"""A run: one config, one training set, one work directory. The story of training; `detector` uses what it leaves."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,17 +13,13 @@ from ml_collections import ConfigDict
 from diffad_jax import samplers
 from diffad_jax.assembly import System, assemble
 from diffad_jax.build import build
-from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_calibration, make_levels
 from diffad_jax.loop import fit
-from diffad_jax.noise import fold_in, gaussian, keys_for
-from diffad_jax.samplers import sample, uniform
-from diffad_jax.scores import combine, l2, reconstruct
 from diffad_jax.training import Params, TrainState, init_state, make_optimizer, make_train_step
-from diffad_jax.workdir import Statistics, load_config, save_config
+from diffad_jax.workdir import Statistics, save_config
 
 
 class Training(NamedTuple):
@@ -84,12 +79,13 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         save_config(workdir, config)
         if (workdir / "statistics.npz").exists():
             return
-    transform = transforms.fit(train=dataset.train, **config.transform)
+    train = np.asarray(dataset.train)
+    transform = transforms.fit(train=train, **config.transform)
     scoring = scoring_of(config)
     system, state, step, settings = start(config, dataset.train.shape[1:])
     check(system, state.params, dataset.train.shape[1:])
     save_config(workdir, config)
-    train_rows = transform.apply(dataset.train)
+    train_rows = transform.apply(train)
     started = time.perf_counter()
     state = fit(
         step,
@@ -111,71 +107,6 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     calibration, threshold = fit_calibration(levels)
     facts = {"n_train": len(train_rows), "seconds_train": seconds}
     Statistics(transform, calibration, threshold, facts).save(workdir)
-
-
-class Trained(NamedTuple):
-    """A finished run, ready to score raw data of the shape that it was trained on."""
-
-    config: ConfigDict
-    system: System
-    params: Params
-    statistics: Statistics
-
-    def score(self, raw: np.ndarray) -> np.ndarray:
-        """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so."""
-        x = self.statistics.transform.apply(raw)
-        levels = make_levels(self.system, self.params, self.config.seed, scoring_of(self.config).batch_size)(x)
-        return np.asarray(combine(self.statistics.calibration, jnp.asarray(levels)))
-
-    def score_each(self, raw_sets: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The scores of several sets. A row that stands in more than one is scored once: its score depends on it alone."""
-        rows = np.concatenate([np.ascontiguousarray(raw).reshape(len(raw), -1) for raw in raw_sets])
-        as_bytes = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
-        _, first, place = np.unique(as_bytes, return_index=True, return_inverse=True)
-        scores = self.score(rows[first].reshape(-1, *raw_sets[0].shape[1:]))[place]
-        return np.split(scores, np.cumsum([len(raw) for raw in raw_sets])[:-1])
-
-    def sample(self, count: int, num_steps: int = 50, seed: int = 0) -> np.ndarray:
-        """Draws `count` new normals from the model, in model range, with config.sampler over num_steps even steps."""
-        key = jax.random.key(seed)
-        keys = keys_for(key, jnp.arange(count))
-
-        @jax.jit
-        def draw(params: Params) -> Array:
-            x = gaussian(keys, jnp.zeros((count, *self.statistics.transform.shape)))
-            return sample(self.system.sampler, self.system.denoise(params), x, uniform(num_steps), fold_in(keys, 1))
-
-        return np.asarray(draw(self.params))
-
-    def explain(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """For pictures [K, H, W, C]: (x_0, x_t, reconstruction, error map [K, H, W]), the first three in model range.
-
-        The error map is the combined score map, or the squared error of the reconstruction where the score has no map.
-        """
-        settings, key = scoring_of(self.config), jax.random.key(self.config.seed)
-        system, calibration = self.system, self.statistics.calibration
-
-        @jax.jit
-        def explain(params: Params, x_0: Array) -> tuple[Array, Array, Array]:
-            denoise, t = system.denoise(params), jnp.asarray(settings.picture_time, x_0.dtype)
-            x_t, x = reconstruct(system.process, system.sampler, denoise, x_0, t, settings.picture_steps, key)
-            maps = system.score.maps(denoise, x_0, key)
-            return x_t, x, combine(calibration, maps) if maps.ndim > 2 else l2(x_0, x)
-
-        x_0 = self.statistics.transform.apply(raw)
-        x_t, x, error = explain(self.params, jnp.asarray(x_0))
-        return x_0, np.asarray(x_t), np.asarray(x), np.asarray(error)
-
-
-def load(workdir: Path) -> Trained:
-    """Reads a finished run from its work directory alone: config, statistics and the averaged parameters."""
-    config, statistics = load_config(workdir), Statistics.load(workdir)
-    system, state, _, _ = start(config, statistics.transform.shape)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        restored = checkpoints.restore(state)
-    if restored is None:
-        raise InputError(f"{workdir / 'checkpoints'}: holds no checkpoint; repeat the experiments.train command")
-    return Trained(config, system, restored.ema, statistics)
 
 
 def scoring_of(config: ConfigDict) -> Scoring:

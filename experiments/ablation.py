@@ -72,16 +72,17 @@ def changed(changes: Changes) -> ConfigDict:
 def aurocs(name: str) -> list[tuple[str, str, str, float]]:
     """(ablation, value, dataset, AUROC) for one data set; scoring ablations share one trained network."""
     dataset = adbench(DATA_DIR.value, name)
-    transform = transforms.fit(train=dataset.train, **methods.WHITENING)
-    width = dataset.train.shape[1]
-    standard = methods.train(methods.diffusion_programs(changed({}), width), transform, dataset.train, 0)
+    normals, test = np.asarray(dataset.train), np.asarray(dataset.test)
+    transform = transforms.fit(train=normals, **methods.WHITENING)
+    width = normals.shape[1]
+    standard = methods.train(methods.diffusion_programs(changed({}), width), transform, normals, 0)
     found = []
     for ablation in ONLY.value:
         for value, changes in ABLATIONS[ablation].items():
             programs, params = methods.diffusion_programs(changed(changes), width), standard
             if ablation in TRAINED:
-                params = methods.train(programs, transform, dataset.train, 0)
-            scores = methods.score(programs, params, transform, dataset.train, 0)(dataset.test)
+                params = methods.train(programs, transform, normals, 0)
+            scores = methods.score(programs, params, transform, normals, 0)(test)
             found.append((ablation, value, name, metrics(dataset.labels, scores)["auroc"]))
     return found
 

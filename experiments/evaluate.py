@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from diffad_jax import baselines, runs, workdir
+from diffad_jax import baselines, detector, workdir
 from diffad_jax.build import nearest
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.loading import load
@@ -34,20 +34,21 @@ PICTURES_PER_KIND = 3
 
 def evaluate_run(directory: Path) -> list[Result]:
     """Scores every test set of one run, writes its metrics.json and returns what the report shows."""
-    trained = runs.load(directory)
+    trained = detector.load(directory)
     config = trained.config
     datasets = tests_of(trained, directory.name)
     results, tests = [], {}
     started = time.perf_counter()
-    scores_each = trained.score_each([dataset.test for dataset in datasets])
+    scores_each = trained.score_each([np.asarray(dataset.test) for dataset in datasets])
     seconds = time.perf_counter() - started
     for dataset, scores in zip(datasets, scores_each, strict=True):
+        train, test = np.asarray(dataset.train), np.asarray(dataset.test)
         by_method = {f"diffusion ({config.model.name})": scores} | {
-            name: baselines.fit_score(name, dataset.train, dataset.test, config.seed) for name in BASELINES.value
+            name: baselines.fit_score(name, train, test, config.seed) for name in BASELINES.value
         }
         tests[dataset.name] = {**metrics(dataset.labels, scores), "n_test": len(dataset.test)}
         facts = {"training normals": len(dataset.train), "test": len(dataset.test), "seed": config.seed}
-        shown = pictures_of(trained, dataset, scores) if dataset.test.ndim == 4 else None
+        shown = pictures_of(trained, dataset, scores) if len(dataset.test.shape) == 4 else None
         results.append(Result(dataset.name, dataset.labels, by_method, trained.statistics.threshold, shown, facts))
     means = {key: float(np.mean([test[key] for test in tests.values()])) for key in next(iter(tests.values()))}
     summary = {
@@ -69,7 +70,7 @@ def suffix() -> str:
     return f"_{Path(DATA.value).stem}" if DATA.value else ""
 
 
-def tests_of(trained: runs.Trained, name: str) -> list[Dataset]:
+def tests_of(trained: detector.Trained, name: str) -> list[Dataset]:
     """The data sets to score: those of the config that share the run's training set, or --data beside those normals."""
     own = load(trained.config.data)
     # A run among several trained on the set that bears its name.
@@ -82,7 +83,7 @@ def tests_of(trained: runs.Trained, name: str) -> list[Dataset]:
     return [dataset for dataset in own if dataset.train is mine[0].train]
 
 
-def pictures_of(trained: runs.Trained, dataset: Dataset, scores: np.ndarray) -> Pictures:
+def pictures_of(trained: detector.Trained, dataset: Dataset, scores: np.ndarray) -> Pictures:
     """The pictures most worth looking at, with their noised and reconstructed versions and error maps."""
     chosen = most_and_least(scores, dataset.labels, PICTURES_PER_KIND)
     x_0, x_t, reconstruction, error = trained.explain(dataset.test[chosen])

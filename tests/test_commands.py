@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from processes import Finished, command, start
 
-from diffad_jax import runs
+from diffad_jax import detector
 from diffad_jax.data import digits
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +108,7 @@ def test_other_data_are_scored_with_the_statistics_of_the_run(
     evaluated = evaluate(workdir, f"--data={tmp_path / 'other.npz'}", "--baselines=knn")
     assert evaluated.code == 0, evaluated.err
     found = json.loads((workdir / "metrics_other.json").read_text())
-    expected = runs.load(workdir).score(dataset.test)
+    expected = detector.load(workdir).score(dataset.test)
     normal, anomalous = expected[dataset.labels == 0][:50], expected[dataset.labels == 1]
     assert found["auroc"] == pytest.approx((anomalous[:, None] > normal).mean(), abs=1e-4)
     assert (found["n_test"], found["n_train"]) == (len(kept), own["n_train"])
@@ -224,7 +224,7 @@ class Unbroken(NamedTuple):
     """The arguments of a run that nothing stopped, what it ended with, and how a wrong command before it had ended."""
 
     arguments: list[str]
-    trained: runs.Trained
+    trained: detector.Trained
     refused: Finished
 
 
@@ -234,7 +234,7 @@ def unbroken(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
     refused = train(workdir, *arguments, "--config.loss.weighting=edmm")
     finished = train(workdir, *arguments)
     assert finished.code == 0, finished.err
-    return Unbroken(arguments, runs.load(workdir), refused)
+    return Unbroken(arguments, detector.load(workdir), refused)
 
 
 def test_what_was_refused_left_room_for_what_was_right(unbroken: Unbroken) -> None:
@@ -254,7 +254,7 @@ def kill_and_resume(workdir: Path, moment: Callable[[], bool], unbroken: Unbroke
     process.join()
     resumed = train(workdir, *arguments)
     assert resumed.code == 0, resumed.err
-    trained = runs.load(workdir)
+    trained = detector.load(workdir)
     jax.tree.map(np.testing.assert_array_equal, trained.params, expected.params)
     assert trained.statistics.threshold == expected.statistics.threshold
     return process.exitcode == -signal.SIGKILL

@@ -20,6 +20,7 @@ ORDER = [
         {"evaluation"},
         {"workdir"},
         {"runs"},
+        {"detector"},
         {"methods"},
         {"table"},
         {"table_report"},

@@ -3,7 +3,7 @@
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,17 +15,35 @@ PAPER_ROWS = 1000
 CHUNK_VALUES = 1 << 22
 
 
+class Rows(Protocol):
+    """Data [N, ...] that may lie on disk: an array, or pictures that are decoded when they are indexed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: slice | np.ndarray, /) -> np.ndarray:
+        """The rows of a slice or of an int array, [n, ...]."""
+
+    def __array__(self, dtype: None = None, /, *, copy: bool | None = None) -> np.ndarray:
+        """All rows at once, which must fit in memory."""
+
+
 class Dataset(NamedTuple):
     """A one-class problem: train on normals, test on normals and anomalies.
 
-    name: for reports.  train: float32 [N, D] or [N, H, W, C], normals only.  test: float32 [M, ...].
-    labels: int [M], 0 normal, 1 anomaly.  Values are raw; `transforms.fit(..., train)` brings them to model range.
+    name: for reports.  train: numbers [N, D] or [N, H, W, C], normals only.  test: [M, ...].  labels: int [M], 0 normal,
+    1 anomaly.  masks: bool [M, H, W], True on the defect, where the data have them.  groups: str [M], the class or the
+    kind of defect of each test datum.  Values are raw; `transforms.fit(..., train)` brings them to model range.
     """
 
     name: str
-    train: np.ndarray
-    test: np.ndarray
+    train: Rows
+    test: Rows
     labels: np.ndarray
+    masks: Rows | None = None
+    groups: np.ndarray | None = None
 
 
 def first_nonfinite(rows: np.ndarray) -> tuple[int, int]:
