@@ -2,13 +2,17 @@
 
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffad_jax.build import nearest
 from diffad_jax.errors import InputError
+
+Classes = int | str | Sequence[int | str]
 
 MIN_TRAIN_ROWS = 8
 PAPER_ROWS = 1000
@@ -124,6 +128,62 @@ def one_class_split(
         raise InputError(f"{source}: {len(normal)} normal rows give {half} to train on, needed are {MIN_TRAIN_ROWS}")
     test = np.concatenate([normal[half:], anomalous])
     return Dataset(name, X[normal[:half]], X[test], y[test])
+
+
+def class_setting(
+    normal_class: Classes | None, anomalous_class: Classes | None, class_names: Sequence[str]
+) -> tuple[str, list[int]]:
+    """Which side is named, and the indices of its classes: ("normal" or "anomalous", sorted ints).
+
+    A class is given by its name or by its index into class_names; every class not given belongs to the other side.
+    Raises InputError unless exactly one side is given, with known classes that leave the other side non-empty.
+    """
+    if (normal_class is None) == (anomalous_class is None):
+        raise InputError(
+            f"give exactly one of normal_class (found {normal_class!r}) and anomalous_class (found {anomalous_class!r})"
+        )
+    side, given = ("anomalous", anomalous_class) if normal_class is None else ("normal", normal_class)
+    names = list(class_names)
+    indices: set[int] = set()
+    for one in [given] if isinstance(given, int | np.integer | str) else given or ():
+        if isinstance(one, str):
+            if one not in names:
+                raise InputError(f"{side}_class: found {one!r}; {nearest(one, names)}")
+            indices.add(names.index(one))
+        elif isinstance(one, int | np.integer) and 0 <= one < len(names):
+            indices.add(int(one))
+        else:
+            raise InputError(
+                f"{side}_class: found {one}, allowed are 0 to {len(names) - 1} and the names of the classes"
+            )
+    if not 0 < len(indices) < len(names):
+        raise InputError(f"{side}_class: {len(indices)} of {len(names)} classes, allowed are 1 to {len(names) - 1}")
+    return side, sorted(indices)
+
+
+def select_classes(
+    train_labels: np.ndarray,
+    test_labels: np.ndarray,
+    normal_class: Classes | None,
+    anomalous_class: Classes | None,
+    class_names: Sequence[str],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The one-class problem in data of several classes with a split of their own: (training rows, test labels).
+
+    train_labels: int [N], test_labels: int [M], indices into class_names. Training rows: int [n], the rows of train that
+    belong to normal classes, in order. Test labels: int [M], 0 normal, 1 anomaly: all of test is scored.
+    normal_class (ADBench's reading) or anomalous_class (the paper's text): see `class_setting`.
+    Raises InputError as `class_setting` does, and on a normal class without training rows or a side without test rows.
+    """
+    side, indices = class_setting(normal_class, anomalous_class, class_names)
+    normal = [k for k in range(len(class_names)) if (k in indices) == (side == "normal")]
+    if empty := [class_names[k] for k in normal if not (train_labels == k).any()]:
+        raise InputError(f"class {', '.join(empty)}: no training rows, and a normal class needs some")
+    labels = (~np.isin(test_labels, normal)).astype(np.int64)
+    for value, name in enumerate(("normal", "anomalous")):
+        if not (labels == value).any():
+            raise InputError(f"{side}_class: no {name} rows among the {len(labels)} test rows")
+    return np.flatnonzero(np.isin(train_labels, normal)), labels
 
 
 def read_npz(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
