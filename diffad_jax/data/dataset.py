@@ -1,5 +1,6 @@
 """The one data type all loaders return, and the only place where a training set is selected."""
 
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ class Dataset(NamedTuple):
     groups: np.ndarray | None = None
 
 
-def first_nonfinite(rows: np.ndarray) -> tuple[int, int]:
+def first_nonfinite(rows: Rows) -> tuple[int, int]:
     """Count the rows of [n, ...] holding a NaN or an infinity: (count, index of the first or -1), in bounded memory."""
     count, first = 0, -1
     for start, stop in chunks(rows):
@@ -61,7 +62,7 @@ def first_nonfinite(rows: np.ndarray) -> tuple[int, int]:
     return count, first
 
 
-def chunks(rows: np.ndarray) -> list[tuple[int, int]]:
+def chunks(rows: Rows) -> list[tuple[int, int]]:
     """Row ranges (start, stop) that cover [n, ...] with at most about 4 million values in each."""
     step = max(1, CHUNK_VALUES // max(1, int(np.prod(rows.shape[1:]))))
     return [(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]
@@ -161,6 +162,16 @@ def class_setting(
     return side, sorted(indices)
 
 
+def one_class_name(
+    source: str, normal_class: Classes | None, anomalous_class: Classes | None, class_names: Sequence[str]
+) -> str:
+    """The name of a one-class problem, fit for a file: "cifar10_normal_cat", "svhn_anomalous_1_7", "a_normal_9_classes"."""
+    side, indices = class_setting(normal_class, anomalous_class, class_names)
+    named = "_".join(class_names[k] for k in indices) if len(indices) <= 4 else f"{len(indices)}_classes"
+    slug = re.sub(r"[^\w.-]+", "-", named)
+    return f"{source}_{side}_{slug}"
+
+
 def select_classes(
     train_labels: np.ndarray,
     test_labels: np.ndarray,
@@ -187,21 +198,28 @@ def select_classes(
 
 
 def read_npz(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the arrays `X` and `y` of an `.npz` file as stored; pickled objects are never loaded.
+    """Read the arrays `X` and `y` of an `.npz` file as stored; raises InputError as `read_arrays` does."""
+    arrays = read_arrays(path, ("X", "y"))
+    return arrays["X"], arrays["y"]
 
-    Raises InputError when the file is missing, is no zip archive, is damaged, or lacks X or y.
+
+def read_arrays(path: str | Path, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Read arrays of an `.npz` file by name, as stored; pickled objects are never loaded.
+
+    Raises InputError when the file is missing, is no zip archive, is damaged, or lacks one that is needed.
     """
     path = Path(path)
+    expected = f"{', '.join(needed[:-1])} and {needed[-1]}"
     if not path.is_file():
-        raise InputError(f"{path}: no such file, expected an .npz with arrays X and y")
+        raise InputError(f"{path}: no such file, expected an .npz with arrays {expected}")
     if not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: not an .npz archive, expected one with arrays X and y")
+        raise InputError(f"{path}: not an .npz archive, expected one with arrays {expected}")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in ("X", "y") if key not in archive.files]
+            missing = [key for key in needed if key not in archive.files]
             if missing:
                 raise InputError(f"{path}: holds {sorted(archive.files)}, array {' and '.join(missing)} is missing")
-            return archive["X"], archive["y"]
+            return {key: archive[key] for key in (*needed, *optional) if key in archive.files}
     except InputError:
         raise
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -8,6 +8,7 @@ from diffad_jax.build import build
 from diffad_jax.data.adbench import adbench, adbench_names
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.digits import digits
+from diffad_jax.data.folders import class_folders, mvtec, npz_classes, npz_classes_each
 from diffad_jax.data.raw import mnist_c, pictures
 from diffad_jax.errors import InputError
 
@@ -27,9 +28,13 @@ def adbench_folder(
 LOADERS: dict[str, Callable[..., Dataset | tuple[Dataset, ...]]] = {
     "adbench": adbench,
     "adbench_folder": adbench_folder,
+    "class_folders": class_folders,
     "digits": digits,
     "digits_each": digits_each,
     "mnist_c": mnist_c,
+    "mvtec": mvtec,
+    "npz_classes": npz_classes,
+    "npz_classes_each": npz_classes_each,
     "pictures": pictures,
 }
 

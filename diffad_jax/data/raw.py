@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from diffad_jax.data.dataset import Dataset, checked, one_class_split, read_npz
+from diffad_jax.data.pictures import PICTURE_SUFFIXES, header, read_picture
 from diffad_jax.errors import InputError
 
 NORMAL_FOLDERS = ("good", "normal", "0")
-PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def pictures(path: str | Path, protocol: str = "clean", seed: int = 0) -> Dataset:
@@ -47,7 +46,8 @@ def labelled(path: str | Path, size: int | None = None) -> tuple[np.ndarray, np.
 
     path: an `.npz` with X and y (0 normal, 1 anomaly), or a folder whose sub-folders hold pictures: those named
     `good`, `normal` or `0` are normal, all others anomalous (MVTec-AD's `test` folder has this form). Pictures are
-    values 0..255, with C = 1 when every file is greyscale, else 3; `size` resizes them to [size, size] pixels.
+    values 0..255, with C = 1 when every file is greyscale, else 3, decoded as in `pictures.read_picture`; `size` stretches
+    them to [size, size] pixels.
     Raises InputError on invalid data, an unreadable picture, or pictures of different sizes without `size`.
     """
     root = Path(path)
@@ -69,23 +69,12 @@ def _read_folders(root: Path, size: int | None) -> tuple[np.ndarray, np.ndarray]
     files = sorted(file for file in root.glob("*/*") if file.suffix.lower() in PICTURE_SUFFIXES)
     if not files:
         raise InputError(f"{root}: no pictures in its sub-folders ({', '.join(PICTURE_SUFFIXES)})")
-    images = [_read_picture(file, size) for file in files]
-    for file, image in zip(files, images):
-        if image.size != images[0].size:
-            raise InputError(f"{file}: {image.size} pixels, {files[0]} has {images[0].size}: give `size` to resize all")
-    mode = "L" if all(image.mode == "L" for image in images) else "RGB"
     y = np.array([file.parent.name.lower() not in NORMAL_FOLDERS for file in files], np.int64)
     if y.all():
         raise InputError(f"{root}: no pictures in a sub-folder named {', '.join(NORMAL_FOLDERS)}")
-    return np.stack([np.asarray(image.convert(mode)) for image in images]), y
-
-
-def _read_picture(file: Path, size: int | None) -> Image.Image:
-    try:
-        with Image.open(file) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise InputError(f"{file}: pixel format {opened.mode}, allowed are 8-bit pictures")
-            image = opened.convert("L" if opened.mode in ("1", "L", "LA") else "RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file}: cannot be read as a picture ({error})") from error
-    return image if size is None else image.resize((size, size), Image.Resampling.BILINEAR)
+    headers = [header(file) for file in files]
+    for file, (_, pixels) in zip(files, headers):
+        if size is None and pixels != headers[0][1]:
+            raise InputError(f"{file}: {pixels} pixels, {files[0]} has {headers[0][1]}: give `size` to resize all")
+    channels = 1 if all(grey for grey, _ in headers) else 3
+    return np.stack([read_picture(file, channels, size, "stretch") for file in files]), y

@@ -1,0 +1,252 @@
+"""Folders of pictures: MVTec-AD's layout, class folders, a plain folder, and raw labelled pictures in one `.npz`."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffad_jax.data.dataset import Classes, Dataset, class_setting, one_class_name, read_arrays, select_classes
+from diffad_jax.data.pictures import PICTURE_SUFFIXES, MaskFiles, PictureFiles, header, readable
+from diffad_jax.errors import InputError
+
+GOOD = "good"
+
+
+def picture_folder(path: str | Path) -> list[Path]:
+    """Every picture below a folder (by suffix, hidden files left out), sorted.
+
+    Raises InputError when there is no such folder or it holds no picture.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    files = [
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(root)
+        for name in names
+        if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
+    ]
+    if not files:
+        raise InputError(f"{root}: holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
+    return [Path(file) for file in sorted(files)]
+
+
+def mvtec(
+    path: str | Path,
+    size: int,
+    categories: str | Sequence[str] | None = None,
+    fit: str = "stretch",
+    channels: int | None = None,
+    on_error: str = "fail",
+) -> Dataset | tuple[Dataset, ...]:
+    """Read MVTec-AD's layout: `train/good`, `test/good`, `test/<defect>`, `ground_truth/<defect>/<stem>_mask.png`.
+
+    path: one category, or a folder of several, each of which gives a Dataset; `categories` chooses among those.
+    Pictures are uint8 [N, size, size, C] and masks bool [M, size, size], both decoded when they are indexed; groups are
+    the folders in `test`. Without `ground_truth` there are no masks.
+    fit, on_error: see `pictures.read_picture` and `pictures.readable`.  channels: None means 1 when every training file is
+    greyscale, else 3.
+    Raises InputError on another layout, an empty folder, or a defect without a mask of the size of its picture.
+    Source: Bergmann et al. 2019, "MVTec AD".
+    """
+    root = Path(path)
+    if (root / "train" / GOOD).is_dir():
+        if categories is not None:
+            raise InputError(f"{root}: is one category; categories (found {categories}) go with a folder of several")
+        return _mvtec_category(root, size, fit, channels, on_error)
+    found = sorted(folder.parent.parent.name for folder in root.glob(f"*/train/{GOOD}"))
+    if not found:
+        raise InputError(f"{root}: neither it nor its sub-folders hold train/{GOOD}, expected is MVTec-AD's layout")
+    chosen = found if categories is None else [categories] if isinstance(categories, str) else categories
+    if unknown := [name for name in chosen if name not in found]:
+        raise InputError(f"categories: found {', '.join(unknown)}; {root} holds {', '.join(found)}")
+    return tuple(_mvtec_category(root / name, size, fit, channels, on_error) for name in chosen)
+
+
+def _mvtec_category(root: Path, size: int, fit: str, channels: int | None, on_error: str) -> Dataset:
+    test_folder, truth = root / "test", root / "ground_truth"
+    defects = sorted(folder.name for folder in test_folder.glob("*") if folder.is_dir() and folder.name != GOOD)
+    if not defects:
+        raise InputError(f"{test_folder}: holds no folder of a defect beside {GOOD!r}")
+    kinds = [GOOD, *defects]
+    train, *tests = _usable(
+        [picture_folder(root / "train" / GOOD), *(picture_folder(test_folder / kind) for kind in kinds)], on_error
+    )
+    if channels is None:
+        channels = 1 if all(header(file)[0] for file in train) else 3
+    masks = [_masks(files, truth / kind) if kind != GOOD else [None] * len(files) for kind, files in zip(kinds, tests)]
+    groups = np.repeat(kinds, [len(files) for files in tests])
+    return Dataset(
+        root.name,
+        PictureFiles(train, size, channels, fit),
+        PictureFiles([file for files in tests for file in files], size, channels, fit),
+        (groups != GOOD).astype(np.int64),
+        MaskFiles([file for files in masks for file in files], size, fit) if truth.is_dir() else None,
+        groups,
+    )
+
+
+def _masks(files: Sequence[Path], folder: Path) -> list[Path | None]:
+    """The mask of each picture."""
+    if not folder.parent.is_dir():
+        return []
+    present = {file.stem: file for file in (picture_folder(folder) if folder.is_dir() else ())}
+    masks: list[Path | None] = []
+    for file in files:
+        mask = present.get(f"{file.stem}_mask")
+        if mask is None:
+            raise InputError(f"{file}: has no mask, expected {folder / file.stem}_mask.png")
+        (width, height), expected = header(mask)[1], header(file)[1]
+        if (width, height) != expected:
+            raise InputError(f"{mask}: {width} x {height} pixels, its picture has {expected[0]} x {expected[1]}")
+        masks.append(mask)
+    return masks
+
+
+def class_folders(
+    path: str | Path,
+    size: int,
+    normal_class: Classes | None = None,
+    anomalous_class: Classes | None = None,
+    classes_file: str | Path | None = None,
+    train: str = "train",
+    test: str = "test",
+    fit: str = "crop",
+    channels: int = 3,
+    on_error: str = "fail",
+) -> Dataset:
+    """Read pictures in one folder a class, as ImageNet, Mini- and Tiny ImageNet have them, at any depth below the class.
+
+    path: either `<train>/<class>` and `<test>/<class>` (`val` where there is no `test`): the normals of train train, all of
+    test tests; or `<class>` alone: the first half of each normal class in file order trains, all others test.
+    normal_class or anomalous_class: exactly one, by name or by index; see `dataset.class_setting`. Classes are the folders'
+    names, sorted, or those in `classes_file` alone, one name a line, in its order.
+    Pictures are uint8 [N, size, size, C], decoded when they are indexed; groups are the classes.
+    fit, on_error: see `pictures.read_picture` and `pictures.readable`.
+    Raises InputError on a missing or empty class, and as `select_classes` does.
+    """
+    root = Path(path)
+    split = (root / train).is_dir()
+    if split and test == "test" and not (root / test).is_dir():
+        test = "val"
+    sides = [root / train, root / test] if split else [root]
+    names = _class_names(sides, classes_file)
+    side, indices = class_setting(normal_class, anomalous_class, names)
+    places = [[k for k, name in enumerate(names) if (one / name).is_dir()] for one in sides]
+    found = iter(_usable([picture_folder(one / names[k]) for one, ks in zip(sides, places) for k in ks], on_error))
+    parts = [{k: next(found) for k in ks} for ks in places]
+    if not split:
+        normal = {k for k in places[0] if (k in indices) == (side == "normal")}
+        halves = {k: round(0.5 * len(files)) if k in normal else 0 for k, files in parts[0].items()}
+        parts = [
+            {k: parts[0][k][:half] for k, half in halves.items()},
+            {k: parts[0][k][half:] for k, half in halves.items()},
+        ]
+    (train_files, train_classes), (test_files, test_classes) = map(_flat, parts)
+    rows, labels = select_classes(train_classes, test_classes, normal_class, anomalous_class, names)
+    return Dataset(
+        one_class_name(root.name, normal_class, anomalous_class, names),
+        PictureFiles([train_files[row] for row in rows], size, channels, fit),
+        PictureFiles(test_files, size, channels, fit),
+        labels,
+        groups=np.array(names)[test_classes],
+    )
+
+
+def npz_classes(
+    path: str | Path, normal_class: Classes | None = None, anomalous_class: Classes | None = None
+) -> Dataset:
+    """Read raw pictures of several classes: the normals of x_train train, all of x_test tests.
+
+    path: an `.npz` with x_train, x_test: uint8 [n, H, W] or [n, H, W, C], C = 1 or 3; y_train, y_test: int [n], 0 to K - 1;
+    and, if it has them, the names of the classes: str [K]; else "0" to "K - 1". Pictures stay uint8; groups are the classes.
+    normal_class (ADBench's reading) or anomalous_class (the paper's text): see `dataset.class_setting`.
+    Raises InputError on any other content, and as `select_classes` does.
+    """
+    return _npz_problem(Path(path), _read_classes(Path(path)), normal_class, anomalous_class)
+
+
+def npz_classes_each(
+    path: str | Path, setting: str = "normal_class", classes: Sequence[int | str] | None = None
+) -> tuple[Dataset, ...]:
+    """The problem of `npz_classes` with each class, or each of `classes`, in turn as the one that `setting` names.
+
+    setting: "normal_class" or "anomalous_class". The problems share the array `test`. Raises InputError as `npz_classes`.
+    """
+    if setting not in ("normal_class", "anomalous_class"):
+        raise InputError(f"setting: found {setting!r}, allowed are 'normal_class' and 'anomalous_class'")
+    arrays = _read_classes(Path(path))
+    chosen = range(len(arrays["classes"])) if classes is None else classes
+    return tuple(
+        _npz_problem(Path(path), arrays, *((one, None) if setting == "normal_class" else (None, one))) for one in chosen
+    )
+
+
+def _npz_problem(
+    path: Path, arrays: dict[str, np.ndarray], normal_class: Classes | None, anomalous_class: Classes | None
+) -> Dataset:
+    names: list[str] = arrays["classes"].tolist()
+    rows, labels = select_classes(arrays["y_train"], arrays["y_test"], normal_class, anomalous_class, names)
+    name = one_class_name(path.stem, normal_class, anomalous_class, names)
+    return Dataset(name, arrays["x_train"][rows], arrays["x_test"], labels, groups=arrays["classes"][arrays["y_test"]])
+
+
+def _read_classes(path: Path) -> dict[str, np.ndarray]:
+    arrays = read_arrays(path, ("x_train", "y_train", "x_test", "y_test"), ("classes",))
+    for side in ("train", "test"):
+        x, y = arrays[f"x_{side}"], arrays[f"y_{side}"]
+        if x.dtype != np.uint8 or not (x.ndim == 3 or (x.ndim == 4 and x.shape[3] in (1, 3))) or 0 in x.shape:
+            raise InputError(
+                f"{path}: x_{side} is {x.dtype} {x.shape}, expected uint8 [n, H, W] or [n, H, W, C] with C = 1 or 3"
+            )
+        if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+            raise InputError(f"{path}: y_{side} is {y.dtype} {y.shape}, expected int [{len(x)}]")
+        arrays[f"x_{side}"] = x[..., None] if x.ndim == 3 else x
+    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
+        raise InputError(
+            f"{path}: x_train holds pictures {arrays['x_train'].shape[1:]}, x_test {arrays['x_test'].shape[1:]}, "
+            "they must agree"
+        )
+    y = np.concatenate([arrays["y_train"], arrays["y_test"]])
+    names = arrays.setdefault("classes", np.arange(y.max() + 1).astype(str))
+    if names.dtype.kind != "U" or names.ndim != 1 or y.min() < 0 or y.max() >= len(names):
+        raise InputError(
+            f"{path}: y spans {y.min()} to {y.max()}, classes is {names.dtype} {names.shape}, "
+            "expected labels 0 to K - 1 and K names"
+        )
+    return arrays
+
+
+def _class_names(sides: Sequence[Path], classes_file: str | Path | None) -> list[str]:
+    """The classes to use: the folders found on any side, or those of them that a file lists."""
+    for side in sides:
+        if not side.is_dir():
+            raise InputError(f"{side}: no such folder")
+    found = sorted({folder.name for side in sides for folder in side.iterdir() if folder.is_dir()})
+    if classes_file is None:
+        return found
+    try:
+        listed = list(dict.fromkeys(Path(classes_file).read_text(encoding="utf-8").split("\n")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{classes_file}: cannot be read as a list of classes ({error})") from error
+    listed = [line.strip() for line in listed if line.strip()]
+    if missing := [name for name in listed if name not in found]:
+        raise InputError(f"{classes_file}: class {', '.join(missing)} has no folder in {', '.join(map(str, sides))}")
+    return listed
+
+
+def _usable(folders: Sequence[Sequence[Path]], on_error: str) -> list[list[Path]]:
+    """The readable files of each folder; all are checked in one go, for one warning."""
+    kept = set(readable([file for files in folders for file in files], on_error))
+    usable = [[file for file in files if file in kept] for files in folders]
+    for files, before in zip(usable, folders):
+        if not files:
+            raise InputError(f"{before[0].parent}: none of its {len(before)} pictures can be read")
+    return usable
+
+
+def _flat(files_of: dict[int, list[Path]]) -> tuple[list[Path], np.ndarray]:
+    """(files, class of each) of {class: files}."""
+    classes = np.repeat(np.array(list(files_of), int), [len(files) for files in files_of.values()])
+    return [file for files in files_of.values() for file in files], classes

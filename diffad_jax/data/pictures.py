@@ -1,0 +1,199 @@
+"""Picture files of any kind as uint8 arrays, read when they are indexed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+from absl import logging
+from PIL import Image, ImageOps
+
+from diffad_jax.errors import InputError
+
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+FITS = ("crop", "stretch")
+ON_ERROR = ("fail", "skip")
+GREY_MODES = ("1", "L", "LA", "La", "I", "F")
+CHECKED_AT_ONCE = 1024
+
+File = TypeVar("File")
+
+
+def read_picture(file: str | Path, channels: int, size: int | None = None, fit: str = "crop") -> np.ndarray:
+    """Read the first frame of a picture of any mode, upright by its EXIF orientation, as uint8 [H, W, C] in 0..255.
+
+    channels: 1 (ITU-R 601 luma) or 3.  size: None keeps the pixels; else H = W = size, by antialiased bicubic: fit
+    "crop" keeps the aspect (short side to size, then the centre), "stretch" brings each side to size.
+    Grey values v of more than 8 bits (modes I;16, I, F) lie on the fixed scale 0..65535 and become round(v / 257), so that
+    brightness stays comparable between files. What is transparent shows white, as in a viewer.
+    Raises InputError naming the file and the cause: missing, truncated, no picture, or values that are not on that scale.
+    """
+    _check(size, fit, channels)
+    pixels = np.asarray(_resized(_decode(file, channels, "white"), size, fit, Image.Resampling.BICUBIC))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def read_mask(file: str | Path, size: int | None = None, fit: str = "crop") -> np.ndarray:
+    """Read a mask as bool [H, W], True where it is not black, placed as `read_picture` places its picture.
+
+    A pixel of the result is True when any pixel that falls into it is: no defect is too small to survive.
+    What is transparent counts as black. Raises InputError as `read_picture` does.
+    """
+    _check(size, fit)
+    defect = np.asarray(_decode(file, 3, "black")).any(axis=2)
+    # The mean over the pixels of a box is above 0 exactly when one of them is; 8 bits would round small means to 0.
+    return np.asarray(_resized(Image.fromarray(defect.astype(np.float32)), size, fit, Image.Resampling.BOX)) > 0
+
+
+def header(file: str | Path) -> tuple[bool, tuple[int, int]]:
+    """(is grey, (width, height) when upright) by the file's header; a palette counts as colour.
+
+    Raises InputError when the file has no header of a picture.
+    """
+    try:
+        with Image.open(file) as image:
+            sideways = image.getexif().get(0x0112) in (5, 6, 7, 8)
+            return image.mode.split(";")[0] in GREY_MODES, image.size[::-1] if sideways else image.size
+    except Exception as error:  # As in `_decode`.
+        raise _unreadable(file, error) from error
+
+
+def readable(files: Sequence[Path], on_error: str = "fail") -> list[Path]:
+    """The files to use: "fail" takes all, and a bad one raises when it is read; "skip" drops what cannot be decoded.
+
+    "skip" decodes every file once, in threads, and logs one warning that counts and names the files that it dropped.
+    Raises InputError on another `on_error`.
+    """
+    if on_error not in ON_ERROR:
+        raise InputError(f"on_error: found {on_error!r}, allowed are {', '.join(map(repr, ON_ERROR))}")
+    if on_error == "fail":
+        return list(files)
+    faults: list[str | None] = []
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(files), CHECKED_AT_ONCE):
+            faults += pool.map(_fault, files[start : start + CHECKED_AT_ONCE])
+    if found := [fault for fault in faults if fault]:
+        logging.warning("skipped %d of %d pictures: %s", len(found), len(files), "; ".join(found))
+    return [file for file, fault in zip(files, faults) if not fault]
+
+
+class _Decoded(ABC, Generic[File]):
+    """Arrays [N, ...] made of one file each; `dataset.Rows`, and the random access that Grain asks for."""
+
+    dtype: np.dtype
+
+    def __init__(self, files: Sequence[File], shape: tuple[int, ...]) -> None:
+        self.files = tuple(files)
+        self.shape = (len(self.files), *shape)
+
+    @abstractmethod
+    def read(self, file: File) -> np.ndarray: ...
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
+        """The rows of a slice, of an int or bool array [n, ...], or one row [...]; decoded in threads."""
+        rows = np.arange(len(self))[index]
+        if rows.ndim == 0:
+            return self.read(self.files[int(rows)])
+        result = np.empty((len(rows), *self.shape[1:]), self.dtype)
+
+        def fill(place: int) -> None:
+            result[place] = self.read(self.files[rows[place]])
+
+        with ThreadPoolExecutor() as pool:
+            # The loop passes on the first error.
+            for _ in pool.map(fill, range(len(rows))):
+                pass
+        return result
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """All rows at once, which must fit in memory."""
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+
+class PictureFiles(_Decoded[Path]):
+    """Picture files as uint8 [N, size, size, C], each decoded by `read_picture` when it is indexed."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, files: Sequence[Path], size: int, channels: int = 3, fit: str = "crop") -> None:
+        _check(size, fit, channels)
+        super().__init__(files, (size, size, channels))
+        self.fit = fit
+
+    def read(self, file: Path) -> np.ndarray:
+        return read_picture(file, self.shape[3], self.shape[1], self.fit)
+
+
+class MaskFiles(_Decoded[Path | None]):
+    """Mask files as bool [N, size, size], each decoded by `read_mask` when it is indexed; no file, no defect."""
+
+    dtype = np.dtype(np.bool_)
+
+    def __init__(self, files: Sequence[Path | None], size: int, fit: str = "crop") -> None:
+        _check(size, fit)
+        super().__init__(files, (size, size))
+        self.fit = fit
+
+    def read(self, file: Path | None) -> np.ndarray:
+        return np.zeros(self.shape[1:], bool) if file is None else read_mask(file, self.shape[1], self.fit)
+
+
+def _check(size: int | None, fit: str, channels: int = 3) -> None:
+    if size is not None and size < 1:
+        raise InputError(f"size: found {size}, allowed are pixels from 1")
+    if fit not in FITS:
+        raise InputError(f"fit: found {fit!r}, allowed are {', '.join(map(repr, FITS))}")
+    if channels not in (1, 3):
+        raise InputError(f"channels: found {channels}, allowed are 1 and 3")
+
+
+def _decode(file: str | Path, channels: int, background: str) -> Image.Image:
+    try:
+        with Image.open(file) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith(("I", "F")):
+                image = _eight_bits(image)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+            return image.convert("L" if channels == 1 else "RGB")
+    except Exception as error:  # Decoders meet damaged files with errors of every class.
+        raise _unreadable(file, error) from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    low, high = values.min(), values.max()
+    # Floats up to 1 are on another scale: on this one they would be black without a word. A NaN fails every comparison.
+    if not (low >= 0 and high <= 65535) or 0 < high < 1:
+        raise ValueError(f"mode {image.mode}, values {low:g} to {high:g}, allowed are 0 to 65535")
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+
+
+def _resized(image: Image.Image, size: int | None, fit: str, resample: Image.Resampling) -> Image.Image:
+    if size is None:
+        return image
+    width, height = image.size
+    side = min(image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    box = (left, top, left + side, top + side) if fit == "crop" else None
+    return image.resize((size, size), resample, box)
+
+
+def _fault(file: Path) -> str | None:
+    try:
+        _decode(file, 3, "white")
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _unreadable(file: str | Path, error: Exception) -> InputError:
+    # Pillow repeats the path in some of its messages, which one line needs once.
+    cause = str(error).split("\n")[0].replace(f" {str(file)!r}", "") or type(error).__name__
+    return InputError(f"{file}: cannot be read as a picture ({cause})")
