@@ -12,6 +12,8 @@ from jax import Array
 from tqdm import tqdm
 
 from diffad_jax.checkpoint import Checkpoints
+from diffad_jax.data.dataset import Rows
+from diffad_jax.data.pipeline import Batches, Pipeline, read_ahead
 from diffad_jax.logs import Log
 from diffad_jax.sharding import data_mesh, replicate, split
 from diffad_jax.training import Batch, TrainState, make_dispatch
@@ -23,25 +25,10 @@ class Diverged(RuntimeError):
     """The loss or the gradient stopped being finite."""
 
 
-def batch_rows(seed: int, num_rows: int, start: int, count: int) -> np.ndarray:
-    """The training rows at places start..start+count-1 of the shuffled stream, int [count].
-
-    The stream is one permutation of the rows an epoch, drawn from (seed, epoch): a function of its arguments alone, so that
-    a resumed run reads what the unbroken one would have read.
-    """
-    places = np.arange(start, start + count)
-    epochs = places // num_rows
-    rows = np.empty(count, np.int64)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        rows[here] = np.random.default_rng([seed, epoch]).permutation(num_rows)[places[here] % num_rows]
-    return rows
-
-
 def fit(
     train_step: TrainStep,
     state: TrainState,
-    train: np.ndarray,
+    train: Rows,
     workdir: str | Path,
     *,
     seed: int,
@@ -50,17 +37,22 @@ def fit(
     steps_per_dispatch: int = 1,
     log_every: int = 50,
     checkpoint_every: int = 1000,
+    pipeline: Pipeline | None = None,
     progress: str | None = None,
 ) -> TrainState:
     """Trains from the newest checkpoint of workdir, or from `state`, up to num_steps, and saves the last state.
 
     train: transformed normals, [N, ...]. steps_per_dispatch: steps compiled into one program. log_every and
     checkpoint_every are rounded up to whole dispatches. progress: the label of a progress bar on standard error, or None.
+    Every log line tells, since the line before it, the steps per second and the part of the time in which the loop waited
+    for data.
     Raises Diverged, with the last good checkpoint, when the loss or gradient norm is not finite.
     """
+    pipeline = pipeline or Pipeline()
     key = jax.random.key(seed)
     dispatches: dict[int, Any] = {}
-    place = np.arange(batch_size)
+    share = batch_size // jax.process_count()
+    place = jax.process_index() * share + np.arange(share)
     mesh = data_mesh(batch_size)
     key, state = replicate((key, state), mesh)
     with Checkpoints(Path(workdir) / "checkpoints") as checkpoints, Log(workdir) as log:
@@ -70,11 +62,12 @@ def fit(
         bar = tqdm(
             total=num_steps, initial=first, desc=progress, disable=progress is None, unit="step", mininterval=0.5
         )
-        started = time.perf_counter()
+        waited = 0.0
+        line = first, time.perf_counter()
 
         def read() -> None:
             """Waits for the metrics of the pending dispatch, checks them, shows them and, where it is time, logs them."""
-            nonlocal pending
+            nonlocal pending, waited, line
             if pending is None:
                 return
             (at, metrics, write), pending = pending, None
@@ -88,23 +81,40 @@ def fit(
                 )
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             if write:
-                log.write(at, {**values, "steps_per_second": (at - first) / (time.perf_counter() - started)})
+                now = time.perf_counter()
+                rate, data_wait = (at - line[0]) / (now - line[1]), waited / (now - line[1])
+                log.write(at, {**values, "steps_per_second": rate, "data_wait": data_wait})
+                waited, line = 0.0, (at, now)
 
-        while step < num_steps:
-            count = min(steps_per_dispatch, num_steps - step)
-            if count not in dispatches:
-                dispatches[count] = make_dispatch(train_step, count)
-            rows = batch_rows(seed, len(train), step * batch_size, count * batch_size).reshape(count, batch_size)
-            batch = split(Batch(train[rows], np.tile(place, (count, 1))), mesh, axis=1)  # type: ignore[arg-type]
-            state, metrics = dispatches[count](state, batch, key)
-            # The metrics of the dispatch before are read while this one runs, so that the device never waits for us.
-            read()
-            step += count
-            pending = step, metrics, _crosses(step, count, log_every) or step == num_steps
-            bar.update(count)
-            if _crosses(step, count, checkpoint_every) and step < num_steps:
+        batches = Batches(
+            train,
+            seed,
+            batch_size,
+            first,
+            num_steps,
+            steps_per_dispatch,
+            pipeline.flip,
+            jax.process_index(),
+            jax.process_count(),
+        )
+        with read_ahead(batches, pipeline) as stream:
+            while step < num_steps:
+                asked = time.perf_counter()
+                x_0 = next(stream)
+                waited += time.perf_counter() - asked
+                count = len(x_0)
+                if count not in dispatches:
+                    dispatches[count] = make_dispatch(train_step, count)
+                batch = split(Batch(x_0, np.tile(place, (count, 1))), mesh, axis=1)  # type: ignore[arg-type]
+                state, metrics = dispatches[count](state, batch, key)
+                # The metrics of the dispatch before are read while this one runs, so that the device never waits for us.
                 read()
-                checkpoints.save(step, state)
+                step += count
+                pending = step, metrics, _crosses(step, count, log_every) or step == num_steps
+                bar.update(count)
+                if _crosses(step, count, checkpoint_every) and step < num_steps:
+                    read()
+                    checkpoints.save(step, state)
         read()
         bar.close()
         checkpoints.save(num_steps, state)

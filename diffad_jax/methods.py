@@ -18,10 +18,11 @@ from diffad_jax import baselines, dte
 from diffad_jax.build import nearest
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import chunks
+from diffad_jax.data.pipeline import batch_rows
 from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import in_batches
-from diffad_jax.loop import Diverged, batch_rows
+from diffad_jax.loop import Diverged
 from diffad_jax.runs import Training, scoring_of, start
 from diffad_jax.scores import calibrate, combine, per_datum
 from diffad_jax.training import (

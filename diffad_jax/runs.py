@@ -15,6 +15,7 @@ from diffad_jax.assembly import System, assemble
 from diffad_jax.build import build
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Dataset
+from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_calibration, make_levels
 from diffad_jax.loop import fit
@@ -79,13 +80,12 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         save_config(workdir, config)
         if (workdir / "statistics.npz").exists():
             return
-    train = np.asarray(dataset.train)
-    transform = transforms.fit(train=train, **config.transform)
-    scoring = scoring_of(config)
+    transform = transforms.fit(train=dataset.train, **config.transform)
+    scoring, pipeline = scoring_of(config), pipeline_of(config, dataset.train.shape[1:])
     system, state, step, settings = start(config, dataset.train.shape[1:])
     check(system, state.params, dataset.train.shape[1:])
     save_config(workdir, config)
-    train_rows = transform.apply(train)
+    train_rows = transform.view(dataset.train)
     started = time.perf_counter()
     state = fit(
         step,
@@ -98,6 +98,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         steps_per_dispatch=settings.steps_per_dispatch,
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
+        pipeline=pipeline,
         progress=dataset.name if progress else None,
     )
     seconds = time.perf_counter() - started
@@ -116,7 +117,17 @@ def scoring_of(config: ConfigDict) -> Scoring:
     return scoring
 
 
-def _check_counts(key: str, settings: Training | Scoring) -> None:
+def pipeline_of(config: ConfigDict, shape: tuple[int, ...]) -> Pipeline:
+    """config.pipeline, checked against the shape of one datum; the defaults where the config has none."""
+    pipeline: Pipeline = build("pipeline", {"Pipeline": Pipeline}, {"name": "Pipeline", **config.get("pipeline", {})})
+    _check_counts("pipeline", pipeline, may_be_0=("workers",))
+    if pipeline.flip and len(shape) != 3:
+        raise InputError(f"config.pipeline.flip: needs pictures [H, W, C], found data of shape {shape}")
+    return pipeline
+
+
+def _check_counts(key: str, settings: Training | Scoring | Pipeline, may_be_0: tuple[str, ...] = ()) -> None:
     for name, value in settings._asdict().items():
-        if isinstance(value, int) and value < 1:
-            raise InputError(f"config.{key}.{name}: found {value}, allowed is 1 or more")
+        least = 0 if name in may_be_0 else 1
+        if type(value) is int and value < least:
+            raise InputError(f"config.{key}.{name}: found {value}, allowed is {least} or more")

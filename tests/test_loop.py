@@ -14,8 +14,9 @@ import pytest
 from jax import Array
 
 from diffad_jax.checkpoint import Checkpoints
+from diffad_jax.data.pipeline import batch_rows
 from diffad_jax.errors import InputError
-from diffad_jax.loop import Diverged, TrainStep, batch_rows, fit
+from diffad_jax.loop import Diverged, TrainStep, fit
 from diffad_jax.noise import gaussian
 from diffad_jax.training import Batch, Params, TrainState, init_state, make_train_step
 
@@ -79,19 +80,6 @@ def warnings_of_absl(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCap
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
-
-
-def test_every_epoch_is_another_permutation_of_all_rows() -> None:
-    epochs = batch_rows(seed=0, num_rows=13, start=0, count=3 * 13).reshape(3, 13)
-    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(13), (3, 1)))
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert (batch_rows(seed=1, num_rows=13, start=0, count=13) != epochs[0]).any()
-
-
-def test_any_part_of_the_stream_can_be_read_alone() -> None:
-    whole = batch_rows(seed=5, num_rows=13, start=0, count=100)
-    for first, count in ((0, 1), (7, 40), (12, 2), (26, 13), (99, 1)):
-        np.testing.assert_array_equal(batch_rows(5, 13, first, count), whole[first : first + count])
 
 
 def test_the_step_sees_the_stream_in_order(tmp_path: Path) -> None:
@@ -191,7 +179,7 @@ def test_a_line_is_logged_for_every_five_steps_and_the_last(
 ) -> None:
     run(tmp_path, 12, steps_per_dispatch=per_dispatch)
     assert [line["step"] for line in lines(tmp_path)] == expected
-    assert all(line.keys() == {"step", "loss", "grad_norm", "steps_per_second"} for line in lines(tmp_path))
+    assert all(line.keys() == {"step", "loss", "grad_norm", "steps_per_second", "data_wait"} for line in lines(tmp_path))
 
 
 @pytest.mark.parametrize(("quantity", "per_dispatch", "found_at"), [("loss", 1, 18), ("grad_norm", 4, 20)])

@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from diffad_jax.data.dataset import chunks, first_nonfinite
+from diffad_jax.data.dataset import Rows, chunks, first_nonfinite
 from diffad_jax.errors import InputError
 
 Arrays = dict[str, np.ndarray]
@@ -25,18 +26,22 @@ class Transform(NamedTuple):
     shape: tuple[int, ...]
     arrays: Arrays
 
-    def apply(self, x: np.ndarray) -> np.ndarray:
+    def apply(self, x: Rows) -> np.ndarray:
         """Map raw x [n, ...] to float32 [n, ...]; computed in float64, chunk by chunk in bounded memory.
 
         Raises InputError on data of another shape and on rows that are not finite.
         """
-        x = _checked(x, self.shape)
+        _check(x, self.shape)
         result = np.empty(x.shape, np.float32)
         for start, stop in chunks(x):
             rows = _rows(x, start, stop) - self.arrays["center"]
             rows = rows @ self.arrays["matrix"] if "matrix" in self.arrays else rows * self.arrays["scale"]
             result[start:stop] = rows.reshape(-1, *self.shape)
         return result
+
+    def view(self, x: Rows) -> Rows:
+        """`apply` of raw x [n, ...]: at once where x is an array, row by row as they are read where x lies on disk."""
+        return self.apply(x) if isinstance(x, np.ndarray) else _View(self, x)
 
     def to_arrays(self) -> Arrays:
         """Everything as plain arrays, for `np.savez` and for `from_arrays`."""
@@ -54,7 +59,29 @@ class Transform(NamedTuple):
         return cls(str(arrays["name"]), tuple(int(n) for n in arrays["shape"]), rest)
 
 
-def fit(name: str, train: np.ndarray, **options: Any) -> Transform:
+@dataclass(frozen=True)
+class _View:
+    """Rows on disk, transformed when they are read."""
+
+    transform: Transform
+    rows: Rows
+    dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.rows.shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: slice | np.ndarray, /) -> np.ndarray:
+        return self.transform.apply(self.rows[index])
+
+    def __array__(self, dtype: None = None, /, *, copy: bool | None = None) -> np.ndarray:
+        return self.transform.apply(self.rows)
+
+
+def fit(name: str, train: Rows, **options: Any) -> Transform:
     """Fit the transform `name` on training normals [N, ...].
 
     "range" (low, high): 2 (x - low) / (high - low) - 1, so [low, high] -> [-1, 1]; later values are not clipped.
@@ -73,10 +100,9 @@ def fit(name: str, train: np.ndarray, **options: Any) -> Transform:
     """
     if name not in FITS:
         raise InputError(f"transform: found {name!r}, allowed are {', '.join(map(repr, FITS))}")
-    train = np.asarray(train)
-    if train.ndim < 2 or len(train) < 2:
+    if len(train.shape) < 2 or len(train) < 2:
         raise InputError(f"transform {name!r}: train has shape {train.shape}, allowed is [N, ...] with N >= 2")
-    train = _checked(train, train.shape[1:])
+    _check(train, train.shape[1:])
     try:
         inspect.signature(FITS[name]).bind(train, **options)
     except TypeError as error:
@@ -84,23 +110,24 @@ def fit(name: str, train: np.ndarray, **options: Any) -> Transform:
     return Transform(name, train.shape[1:], FITS[name](train, **options))
 
 
-def _fit_range(train: np.ndarray, low: float, high: float) -> Arrays:
-    if not low < high or train.min() < low or train.max() > high:
+def _fit_range(train: Rows, low: float, high: float) -> Arrays:
+    smallest, largest = _span(train)
+    if not low < high or smallest < low or largest > high:
         raise InputError(
             f"transform 'range': low = {low}, high = {high}, but training values span "
-            f"[{train.min():g}, {train.max():g}], which [low, high] must hold"
+            f"[{smallest:g}, {largest:g}], which [low, high] must hold"
         )
     # Scalars broadcast over the columns, so a picture's statistics stay two numbers.
     return {"center": np.array((low + high) / 2.0), "scale": np.array(2.0 / (high - low))}
 
 
-def _fit_standardise(train: np.ndarray) -> Arrays:
+def _fit_standardise(train: Rows) -> Arrays:
     mean, variance = _moments(train)
     variance[variance == 0] = 1.0
     return {"center": mean, "scale": 1.0 / np.sqrt(variance)}
 
 
-def _fit_whiten(train: np.ndarray, shrinkage: float = 0.0) -> Arrays:
+def _fit_whiten(train: Rows, shrinkage: float = 0.0) -> Arrays:
     mean, variance = _moments(train)
     if len(mean) > MAX_WHITEN_WIDTH:
         raise InputError(f"transform 'whiten': {len(mean)} columns, allowed are up to {MAX_WHITEN_WIDTH}")
@@ -138,27 +165,41 @@ def _shrunk(covariance: np.ndarray, n: int, floor: float) -> np.ndarray:
     return (1 - rho) * covariance + rho * mu * np.eye(p)
 
 
-def _rows(x: np.ndarray, start: int, stop: int) -> np.ndarray:
+def _rows(x: Rows, start: int, stop: int) -> np.ndarray:
     """A chunk as float64 rows [n, D]."""
     return x[start:stop].reshape(stop - start, -1).astype(np.float64)
 
 
-def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _span(x: Rows) -> tuple[float, float]:
+    """The smallest and the largest value; of integers on disk those of their type, since reading them all may take hours."""
+    if not isinstance(x, np.ndarray) and x.dtype.kind in "iu":
+        return np.iinfo(x.dtype).min, np.iinfo(x.dtype).max
+    ends = [(rows.min(), rows.max()) for rows in (x[start:stop] for start, stop in chunks(x))]
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def _moments(x: Rows) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of each column, chunk by chunk in float64; exactly 0 for a constant column."""
-    mean = sum(_rows(x, start, stop).sum(axis=0) for start, stop in chunks(x)) / len(x)
-    variance = sum(np.square(_rows(x, start, stop) - mean).sum(axis=0) for start, stop in chunks(x)) / len(x)
-    rows = x.reshape(len(x), -1)
+    width = int(np.prod(x.shape[1:]))
+    mean, variance = np.zeros(width), np.zeros(width)
+    low, high = np.full(width, np.inf), np.full(width, -np.inf)
+    for start, stop in chunks(x):
+        rows = _rows(x, start, stop)
+        mean += rows.sum(axis=0)
+        low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
+    mean /= len(x)
+    for start, stop in chunks(x):
+        variance += np.square(_rows(x, start, stop) - mean).sum(axis=0)
+    variance /= len(x)
     # By equality, since the rounding of the mean leaves a constant column a spread just above 0.
-    variance[rows.min(axis=0) == rows.max(axis=0)] = 0.0
+    variance[low == high] = 0.0
     return mean, variance
 
 
-def _checked(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    x = np.asarray(x)
-    if x.dtype.kind not in "fiub" or x.ndim == 0 or x.shape[1:] != shape:
+def _check(x: Rows, shape: tuple[int, ...]) -> None:
+    if x.dtype.kind not in "fiub" or len(x.shape) == 0 or x.shape[1:] != shape:
         expected = ", ".join(map(str, ("n", *shape)))
         raise InputError(f"transform: data is {x.dtype} {x.shape}, allowed are numbers [{expected}]")
-    count, first = first_nonfinite(x)
+    count, first = first_nonfinite(x) if x.dtype.kind == "f" else (0, -1)
     if count:
         raise InputError(f"transform: {count} of {len(x)} rows are not finite (first: row {first})")
-    return x

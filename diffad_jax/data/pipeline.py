@@ -1,0 +1,100 @@
+"""The input pipeline: which rows each step reads, made ready ahead of it in threads or in other processes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+
+from diffad_jax.data.dataset import Rows
+
+
+class Pipeline(NamedTuple):
+    """config.pipeline: who reads, and random flips.
+
+    workers: processes that read, 0 for threads of this one alone, which suffices where reading releases the interpreter.
+    threads: how many dispatches each of them has in the making at once. flip: mirror half of the pictures left to right.
+    """
+
+    workers: int = 0
+    threads: int = 4
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A sequence whose item i is the data of the i-th dispatch after step `start`, [steps of the dispatch, B / P, ...].
+
+    An item is a function of (seed, step) alone, so that the step is the whole position in the data: a run that stopped reads
+    on where it was, with any number of workers. Each epoch is one permutation of the rows; place j of step s is place
+    s B + j of that stream, and is flipped or not by a draw of its own. Of the global batch of `batch_size`, process
+    `process_index` of `process_count` makes its own contiguous share.
+    """
+
+    rows: Rows
+    seed: int
+    batch_size: int
+    start: int
+    num_steps: int
+    steps_per_dispatch: int = 1
+    flip: bool = False
+    process_index: int = 0
+    process_count: int = 1
+
+    def __len__(self) -> int:
+        return -(-(self.num_steps - self.start) // self.steps_per_dispatch)
+
+    def __getitem__(self, item: int) -> np.ndarray:
+        step = self.start + item * self.steps_per_dispatch
+        count = min(self.steps_per_dispatch, self.num_steps - step)
+        share = self.batch_size // self.process_count
+        own = slice(self.process_index * share, (self.process_index + 1) * share)
+        index = batch_rows(self.seed, len(self.rows), step * self.batch_size, count * self.batch_size)
+        index = index.reshape(count, self.batch_size)[:, own]
+        x = self.rows[index.ravel()].reshape(*index.shape, *self.rows.shape[1:])
+        if self.flip:
+            for i in range(count):
+                mirrored = np.random.default_rng([self.seed, FLIPS, step + i]).random(self.batch_size)[own] < 0.5
+                x[i, mirrored] = x[i, mirrored, :, ::-1]
+        return x
+
+
+FLIPS = 1  # Tells the draws of flips from those of permutations.
+
+
+def batch_rows(seed: int, num_rows: int, start: int, count: int) -> np.ndarray:
+    """The training rows at places start..start+count-1 of the shuffled stream, int [count].
+
+    The stream is one permutation of the rows an epoch, drawn from (seed, epoch): a function of its arguments alone, so that
+    a resumed run reads what the unbroken one would have read.
+    """
+    places = np.arange(start, start + count)
+    epochs = places // num_rows
+    rows = np.empty(count, np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        rows[here] = _permutation(seed, int(epoch), num_rows)[places[here] % num_rows]
+    return rows
+
+
+@lru_cache(maxsize=2)  # Batches read ahead may lie on both sides of an epoch's end.
+def _permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+
+@contextmanager
+def read_ahead(batches: Batches, pipeline: Pipeline) -> Iterator[Iterator[np.ndarray]]:
+    """The items of `batches` in order, each read before it is asked for; what reading raises is raised there."""
+    options = grain.ReadOptions(num_threads=pipeline.threads, prefetch_buffer_size=pipeline.threads)
+    dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
+    if pipeline.workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain asks absl for its own flags, which a notebook or a test has not parsed.
+    iterator = iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=pipeline.workers)))
+    try:
+        yield iterator
+    finally:
+        iterator.close()

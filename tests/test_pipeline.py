@@ -1,0 +1,191 @@
+"""The input pipeline: the order of the rows, flips, shares of processes, and rows that are read from disk when asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from diffad_jax import runs
+from diffad_jax.data import transforms
+from diffad_jax.data.dataset import Dataset
+from diffad_jax.data.pipeline import Batches, Pipeline, batch_rows, read_ahead
+from diffad_jax.errors import InputError
+from diffad_jax.workdir import Statistics
+
+SIZE, COUNT = 8, 29
+PIPELINE = Pipeline()
+PICTURES = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 1), np.uint8)
+
+
+@dataclass
+class Jpegs:
+    """Pictures that are decoded when they are indexed; at most `at_once` of them."""
+
+    files: Sequence[Path]
+    at_once: int = 64
+    dtype = np.dtype(np.uint8)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.files), SIZE, SIZE, 1)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        chosen = np.arange(len(self))[index]
+        assert len(chosen) <= self.at_once, f"read {len(chosen)} rows at once"
+        missing = [self.files[i] for i in chosen if not self.files[i].exists()]
+        if missing:
+            raise InputError(f"{missing[0]}: no such file")
+        return np.stack([np.asarray(Image.open(self.files[i]))[..., None] for i in chosen])
+
+    def __array__(self, dtype: None = None, /, *, copy: bool | None = None) -> np.ndarray:
+        return self[:]
+
+
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Jpegs:
+    folder = tmp_path_factory.mktemp("pictures")
+    files = [folder / f"{i}.jpg" for i in range(COUNT)]
+    for file, picture in zip(files, PICTURES, strict=True):
+        Image.fromarray(picture[..., 0]).save(file)
+    return Jpegs(files)
+
+
+def read(batches: Batches, pipeline: Pipeline = PIPELINE) -> list[np.ndarray]:
+    with read_ahead(batches, pipeline) as stream:
+        return [np.array(x) for x in stream]
+
+
+# --- the order of the rows -------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_is_another_permutation_of_all_rows() -> None:
+    epochs = batch_rows(seed=0, num_rows=13, start=0, count=3 * 13).reshape(3, 13)
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(13), (3, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert (batch_rows(seed=1, num_rows=13, start=0, count=13) != epochs[0]).any()
+
+
+def test_any_part_of_the_stream_can_be_read_alone() -> None:
+    whole = batch_rows(seed=5, num_rows=13, start=0, count=100)
+    for first, count in ((0, 1), (7, 40), (12, 2), (26, 13), (99, 1)):
+        np.testing.assert_array_equal(batch_rows(5, 13, first, count), whole[first : first + count])
+
+
+def test_a_batch_of_a_million_rows_costs_no_permutation_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[object] = []
+    draw = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: [drawn.append(seed), draw(seed)][1])
+    for step in range(50):
+        batch_rows(seed=77, num_rows=1_000_000, start=step * 64, count=64)
+    assert len(drawn) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_stream_reads_on_wherever_it_stopped(jpegs: Jpegs, workers: int) -> None:
+    """Over epochs, with threads or a worker process, in portions that do not divide the steps."""
+    rows = transforms.fit("range", jpegs, low=0, high=255).view(jpegs)
+    decoded = jpegs[:].astype(np.float32) / 127.5 - 1
+    expected = decoded[batch_rows(3, COUNT, 0, 11 * 8)].reshape(11, 8, SIZE, SIZE, 1)
+    batches = Batches(rows, seed=3, batch_size=8, start=5, num_steps=11, steps_per_dispatch=4, flip=False)
+    found = read(batches, Pipeline(workers=workers))
+    assert [len(x) for x in found] == [4, 2] and found[0].dtype == np.float32
+    np.testing.assert_allclose(np.concatenate(found), expected[5:], atol=1e-6)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_processes_share_each_batch(flip: bool) -> None:
+    whole = Batches(PICTURES, 0, 12, 0, 5, 2, flip)
+    shares = [read(replace(whole, process_index=i, process_count=3)) for i in range(3)]
+    for item, *parts in zip(read(whole), *shares, strict=True):
+        assert [part.shape[1] for part in parts] == [4, 4, 4]
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1), item)
+
+
+def test_flips_mirror_half_of_the_pictures_and_depend_on_the_place_alone() -> None:
+    plain = np.concatenate(read(Batches(PICTURES, 0, 16, 0, 40)))
+    flipped = np.concatenate(read(Batches(PICTURES, 0, 16, 0, 40, 7, flip=True)))
+    mirrored = (flipped != plain).any(axis=(2, 3, 4))
+    np.testing.assert_array_equal(np.where(mirrored[..., None, None, None], plain[..., ::-1, :], plain), flipped)
+    assert 0.45 < mirrored.mean() < 0.55
+    # Along the places of a batch and from step to step: neither the same ones each time nor all at once.
+    assert (
+        mirrored.mean(axis=0).min() > 0.2
+        and mirrored.mean(axis=0).max() < 0.8
+        and len(np.unique(mirrored, axis=0)) == 40
+    )
+    later = np.concatenate(read(Batches(PICTURES, 0, 16, 23, 40, 2, flip=True)))
+    np.testing.assert_array_equal(later, flipped[23:])
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_file_that_vanished_is_named(jpegs: Jpegs, tmp_path: Path, workers: int) -> None:
+    gone = tmp_path / "gone.jpg"
+    with pytest.raises(InputError, match=f"^{gone}: no such file"):
+        read(Batches(Jpegs([*jpegs.files[:5], gone]), 0, 6, 0, 50), Pipeline(workers=workers))
+
+
+# --- rows on disk ----------------------------------------------------------------------------------------------------
+
+OPTIONS = {"range": {"low": 0, "high": 255}, "standardise": {}, "whiten": {}}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_transforms_of_rows_on_disk_are_those_of_the_array(
+    jpegs: Jpegs, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = jpegs[:]
+    monkeypatch.setattr("diffad_jax.data.dataset.CHUNK_VALUES", 7 * SIZE * SIZE)
+    lazy = replace(jpegs, at_once=7)
+    one, other = (transforms.fit(name, rows, **OPTIONS[name]) for rows in (array, lazy))
+    for key, expected in one.to_arrays().items():
+        np.testing.assert_array_equal(other.to_arrays()[key], expected)
+    view = other.view(lazy)
+    assert (view.shape, view.dtype, len(view)) == (array.shape, np.float32, COUNT)
+    np.testing.assert_array_equal(view[np.array([4, 2])], one.apply(array)[[4, 2]])
+    np.testing.assert_array_equal(np.asarray(view), one.apply(array))
+
+
+def test_the_range_of_pictures_on_disk_is_that_of_their_type(jpegs: Jpegs) -> None:
+    nothing = replace(jpegs, at_once=0)
+    assert transforms.fit("range", nothing, low=0, high=255).arrays["center"] == 127.5
+    with pytest.raises(InputError, match=r"low = 0, high = 16, .* \[0, 255\]"):
+        transforms.fit("range", nothing, low=0, high=16)
+
+
+def test_training_on_disk_equals_training_in_memory(jpegs: Jpegs, tmp_path: Path) -> None:
+    """And never reads more rows at once than a batch or the calibration needs."""
+    config = tiny.get_config()
+    config.transform = {"name": "range", "low": 0, "high": 255}
+    config.model = {"name": "DiT", "patch_size": 4, "width": 16, "depth": 1, "num_heads": 2}
+    config.training.num_steps, config.training.batch_size, config.scoring.calibration_rows = 2, 4, 6
+    config.pipeline = {"flip": True}
+    statistics = []
+    for name, rows in (("memory", jpegs[:]), ("disk", replace(jpegs, at_once=6))):
+        runs.train(config, Dataset(name, rows, jpegs[:2], np.array([0, 1])), tmp_path / name, progress=False)
+        statistics.append(Statistics.load(tmp_path / name))
+    one, other = statistics
+    assert one.threshold == other.threshold and other.facts["n_train"] == COUNT
+    np.testing.assert_array_equal(one.calibration.mean, other.calibration.mean)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "words"),
+    [
+        ({"workers": -1}, "config.pipeline.workers: found -1, allowed is 0 or more"),
+        ({"threads": 0}, "config.pipeline.threads: found 0, allowed is 1 or more"),
+        ({"flips": True}, "config.pipeline.flips: .*did you mean 'flip'"),
+        ({"flip": True}, r"config.pipeline.flip: needs pictures .*\(5,\)"),
+    ],
+)
+def test_pipelines_that_are_refused(pipeline: dict[str, object], words: str) -> None:
+    config = tiny.get_config()
+    config.pipeline = pipeline
+    with pytest.raises(InputError, match=words):
+        runs.pipeline_of(config, (5,))
