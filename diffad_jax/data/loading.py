@@ -10,6 +10,7 @@ from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.digits import digits
 from diffad_jax.data.folders import class_folders, mvtec, npz_classes, npz_classes_each
 from diffad_jax.data.raw import mnist_c, pictures
+from diffad_jax.data.tfds_pictures import tfds_corrupted, tfds_pictures
 from diffad_jax.errors import InputError
 
 
@@ -36,6 +37,8 @@ LOADERS: dict[str, Callable[..., Dataset | tuple[Dataset, ...]]] = {
     "npz_classes": npz_classes,
     "npz_classes_each": npz_classes_each,
     "pictures": pictures,
+    "tfds": tfds_pictures,
+    "tfds_corrupted": tfds_corrupted,
 }
 
 

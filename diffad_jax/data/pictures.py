@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import BinaryIO, Generic, TypeVar
 
 import numpy as np
 from absl import logging
@@ -21,7 +21,7 @@ CHECKED_AT_ONCE = 1024
 File = TypeVar("File")
 
 
-def read_picture(file: str | Path, channels: int, size: int | None = None, fit: str = "crop") -> np.ndarray:
+def read_picture(file: str | Path | BinaryIO, channels: int, size: int | None = None, fit: str = "crop") -> np.ndarray:
     """Read the first frame of a picture of any mode, upright by its EXIF orientation, as uint8 [H, W, C] in 0..255.
 
     channels: 1 (ITU-R 601 luma) or 3.  size: None keeps the pixels; else H = W = size, by antialiased bicubic: fit
@@ -79,7 +79,7 @@ def readable(files: Sequence[Path], on_error: str = "fail") -> list[Path]:
     return [file for file, fault in zip(files, faults) if not fault]
 
 
-class _Decoded(ABC, Generic[File]):
+class Decoded(ABC, Generic[File]):
     """Arrays [N, ...] made of one file each; `dataset.Rows`, and the random access that Grain asks for."""
 
     dtype: np.dtype
@@ -115,7 +115,7 @@ class _Decoded(ABC, Generic[File]):
         return self[:] if dtype is None else self[:].astype(dtype)
 
 
-class PictureFiles(_Decoded[Path]):
+class PictureFiles(Decoded[Path]):
     """Picture files as uint8 [N, size, size, C], each decoded by `read_picture` when it is indexed."""
 
     dtype = np.dtype(np.uint8)
@@ -129,7 +129,7 @@ class PictureFiles(_Decoded[Path]):
         return read_picture(file, self.shape[3], self.shape[1], self.fit)
 
 
-class MaskFiles(_Decoded[Path | None]):
+class MaskFiles(Decoded[Path | None]):
     """Mask files as bool [N, size, size], each decoded by `read_mask` when it is indexed; no file, no defect."""
 
     dtype = np.dtype(np.bool_)
@@ -152,7 +152,7 @@ def _check(size: int | None, fit: str, channels: int = 3) -> None:
         raise InputError(f"channels: found {channels}, allowed are 1 and 3")
 
 
-def _decode(file: str | Path, channels: int, background: str) -> Image.Image:
+def _decode(file: str | Path | BinaryIO, channels: int, background: str) -> Image.Image:
     try:
         with Image.open(file) as opened:
             image = ImageOps.exif_transpose(opened)
@@ -193,7 +193,7 @@ def _fault(file: Path) -> str | None:
     return None
 
 
-def _unreadable(file: str | Path, error: Exception) -> InputError:
+def _unreadable(file: str | Path | BinaryIO, error: Exception) -> InputError:
     # Pillow repeats the path in some of its messages, which one line needs once.
     cause = str(error).split("\n")[0].replace(f" {str(file)!r}", "") or type(error).__name__
     return InputError(f"{file}: cannot be read as a picture ({cause})")
