@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.covariance import oas
 from sklearn.preprocessing import StandardScaler
 
@@ -237,24 +236,10 @@ def test_mnist_c_corruptions_share_one_training_set(tmp_path: Path) -> None:
         mnist_c(tmp_path)
 
 
-def test_labelled_reads_tables_and_picture_folders(tmp_path: Path) -> None:
+def test_labelled_reads_tables(tmp_path: Path) -> None:
     X, y = table()
     found_X, found_y = labelled(save(tmp_path / "table.npz", X, y))
     assert np.array_equal(found_X, X.astype(np.float32)) and np.array_equal(found_y, y)
-    grey = stack()[0]
-    for i, folder in enumerate(["crack", "good", "scratch"]):
-        (tmp_path / "test" / folder).mkdir(parents=True)
-        Image.fromarray(grey[i]).save(tmp_path / "test" / folder / "a.png")
-    images, labels = labelled(tmp_path / "test")
-    assert np.array_equal(images[..., 0], grey[:3]) and labels.tolist() == [1, 0, 1]
-    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "test" / "good" / "b.png")
-    with pytest.raises(InputError, match=r"b.png: \(9, 9\) pixels, .* give `size`"):
-        labelled(tmp_path / "test")
-    images, labels = labelled(tmp_path / "test", size=6)
-    assert images.shape == (4, 6, 6, 3) and labels.tolist() == [1, 0, 0, 1] and not images[2].any()
-    (tmp_path / "test" / "good" / "c.png").write_text("no picture")
-    with pytest.raises(InputError, match="c.png: cannot be read as a picture"):
-        labelled(tmp_path / "test", size=6)
 
 
 def test_range_maps_the_stated_interval_to_minus_one_to_one() -> None:

@@ -91,7 +91,7 @@ def _masks(files: Sequence[Path], folder: Path) -> list[Path | None]:
     """The mask of each picture."""
     if not folder.parent.is_dir():
         return []
-    present = {file.stem: file for file in (picture_folder(folder) if folder.is_dir() else ())}
+    present = {file.stem: file for file in folder.glob("*_mask.*")}
     masks: list[Path | None] = []
     for file in files:
         mask = present.get(f"{file.stem}_mask")

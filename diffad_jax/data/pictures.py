@@ -36,15 +36,19 @@ def read_picture(file: str | Path | BinaryIO, channels: int, size: int | None = 
 
 
 def read_mask(file: str | Path, size: int | None = None, fit: str = "crop") -> np.ndarray:
-    """Read a mask as bool [H, W], True where it is not black, placed as `read_picture` places its picture.
+    """Read a mask as bool [H, W], True on the defect, placed as `read_picture` places its picture.
 
-    A pixel of the result is True when any pixel that falls into it is: no defect is too small to survive.
-    What is transparent counts as black. Raises InputError as `read_picture` does.
+    A mask is white on black: 128 and above is defect, so that antialiased edges keep its area. One without any such value
+    holds labels, and all but 0 is defect. What is transparent counts as black.
+    When pixels are merged, one is True when at least half of it is defect; a defect that covers half of none keeps the
+    pixels that it covers most, and does not vanish. Raises InputError as `read_picture` does.
     """
     _check(size, fit)
-    defect = np.asarray(_decode(file, 3, "black")).any(axis=2)
-    # The mean over the pixels of a box is above 0 exactly when one of them is; 8 bits would round small means to 0.
-    return np.asarray(_resized(Image.fromarray(defect.astype(np.float32)), size, fit, Image.Resampling.BOX)) > 0
+    values = np.asarray(_decode(file, 3, "black")).max(axis=2)
+    defect = values >= 128 if (values >= 128).any() else values > 0
+    placed = _resized(Image.fromarray(defect.astype(np.float32)), size, fit, Image.Resampling.BOX)
+    coverage = np.asarray(placed)
+    return (coverage >= min(0.5, coverage.max())) & (coverage > 0)
 
 
 def header(file: str | Path) -> tuple[bool, tuple[int, int]]:
