@@ -291,7 +291,7 @@ def test_class_folders_with_a_split(tmp_path: Path, layout: tuple[str, str]) -> 
     assert data.labels.tolist() == [0, 0, 1, 1, 1, 1] and values(data.test) == [0, 1, 0, 0, 1, 0]
     reverse = class_folders(tmp_path / "pets", 5, anomalous_class=["cat", "yak"], channels=1)
     assert reverse.train.shape == (8, 5, 5, 1) and reverse.labels.tolist() == [1, 1, 0, 0, 0, 1]
-    (tmp_path / "list.txt").write_text("rat\n\ncat\n")
+    (tmp_path / "list.txt").write_text("rat\n\ncat \nrat\n")
     listed = class_folders(tmp_path / "pets", 5, normal_class=0, classes_file=tmp_path / "list.txt")
     assert listed.name == "pets_normal_rat" and len(listed.train) == 3 and listed.labels.tolist() == [0, 0, 1, 1]
     with pytest.raises(InputError, match="class yak: no training rows"):
@@ -312,9 +312,13 @@ def test_class_folders_without_a_split_train_on_the_first_half_of_the_normals(
     tmp_path: Path, warnings: list[str]
 ) -> None:
     make_classes(tmp_path, {"cat": 6, "dog": 4, "rat": 3})
+    (tmp_path / ".cache").mkdir()
     data = class_folders(tmp_path, 5, normal_class=["cat", "dog"])
     assert values(data.train) == [0, 1, 2, 0, 1] and values(data.test) == [3, 4, 5, 2, 3, 0, 1, 2]
     assert data.labels.tolist() == [0] * 5 + [1] * 3
+    shuffled = class_folders(tmp_path, 5, normal_class=["cat", "dog"], seed=1)
+    assert values(shuffled.train) != values(data.train) and values(shuffled.test)[5:] == [0, 1, 2]
+    assert sorted(values(shuffled.train)[:3] + values(shuffled.test)[:3]) == list(range(6))
     # The half is that of the readable files.
     truncated(tmp_path / "cat" / "000.png")
     assert values(class_folders(tmp_path, 5, normal_class="cat", on_error="skip").train) == [1, 2]

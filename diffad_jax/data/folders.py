@@ -115,17 +115,22 @@ def class_folders(
     fit: str = "crop",
     channels: int = 3,
     on_error: str = "fail",
+    seed: int = 0,
 ) -> Dataset:
     """Read pictures in one folder a class, as ImageNet, Mini- and Tiny ImageNet have them, at any depth below the class.
 
     path: either `<train>/<class>` and `<test>/<class>` (`val` where there is no `test`): the normals of train train, all of
-    test tests; or `<class>` alone: the first half of each normal class in file order trains, all others test.
+    test tests; or `<class>` alone: the first half of each normal class trains, all others test. Then, as in
+    `dataset.one_class_split`, seed 0 keeps the order of the files and each seed from 1 on shuffles them first, which a class
+    whose files are sorted by what they show needs, lest train and test differ.
     normal_class or anomalous_class: exactly one, by name or by index; see `dataset.class_setting`. Classes are the folders'
     names, sorted, or those in `classes_file` alone, one name a line, in its order.
     Pictures are uint8 [N, size, size, C], decoded when they are indexed; groups are the classes.
     fit, on_error: see `pictures.read_picture` and `pictures.readable`.
     Raises InputError on a missing or empty class, and as `select_classes` does.
     """
+    if seed < 0:
+        raise InputError(f"seed: found {seed}, allowed are integers from 0")
     root = Path(path)
     split = (root / train).is_dir()
     if split and test == "test" and not (root / test).is_dir():
@@ -137,12 +142,7 @@ def class_folders(
     found = iter(_usable([picture_folder(one / names[k]) for one, ks in zip(sides, places) for k in ks], on_error))
     parts = [{k: next(found) for k in ks} for ks in places]
     if not split:
-        normal = {k for k in places[0] if (k in indices) == (side == "normal")}
-        halves = {k: round(0.5 * len(files)) if k in normal else 0 for k, files in parts[0].items()}
-        parts = [
-            {k: parts[0][k][:half] for k, half in halves.items()},
-            {k: parts[0][k][half:] for k, half in halves.items()},
-        ]
+        parts = _halved(parts[0], [k for k in places[0] if (k in indices) == (side == "normal")], seed)
     (train_files, train_classes), (test_files, test_classes) = map(_flat, parts)
     rows, labels = select_classes(train_classes, test_classes, normal_class, anomalous_class, names)
     return Dataset(
@@ -223,14 +223,14 @@ def _class_names(sides: Sequence[Path], classes_file: str | Path | None) -> list
     for side in sides:
         if not side.is_dir():
             raise InputError(f"{side}: no such folder")
-    found = sorted({folder.name for side in sides for folder in side.iterdir() if folder.is_dir()})
+    found = sorted({folder.name for side in sides for folder in side.glob("[!.]*") if folder.is_dir()})
     if classes_file is None:
         return found
     try:
-        listed = list(dict.fromkeys(Path(classes_file).read_text(encoding="utf-8").split("\n")))
+        lines = Path(classes_file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{classes_file}: cannot be read as a list of classes ({error})") from error
-    listed = [line.strip() for line in listed if line.strip()]
+    listed = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if missing := [name for name in listed if name not in found]:
         raise InputError(f"{classes_file}: class {', '.join(missing)} has no folder in {', '.join(map(str, sides))}")
     return listed
@@ -244,6 +244,16 @@ def _usable(folders: Sequence[Sequence[Path]], on_error: str) -> list[list[Path]
         if not files:
             raise InputError(f"{before[0].parent}: none of its {len(before)} pictures can be read")
     return usable
+
+
+def _halved(files_of: dict[int, list[Path]], normal: Sequence[int], seed: int) -> list[dict[int, list[Path]]]:
+    """[the first half of each normal class, all else]."""
+    train, test, draw = {}, dict(files_of), np.random.default_rng(seed)
+    for k in normal:
+        files = [files_of[k][place] for place in draw.permutation(len(files_of[k]))] if seed else files_of[k]
+        half = round(0.5 * len(files))
+        train[k], test[k] = files[:half], files[half:]
+    return [train, test]
 
 
 def _flat(files_of: dict[int, list[Path]]) -> tuple[list[Path], np.ndarray]:
