@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve  # type: ignore[import-untyped]
 
 from diffad_jax.errors import InputError
@@ -20,11 +21,15 @@ METHODS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 INK, MUTED, FAINT = "#1f2937", "#6b7280", "#e5e7eb"
 CHANCE: dict[str, Any] = {"color": "#9ca3af", "linewidth": 1, "linestyle": (0, (1, 2))}
-COLUMNS = 12
+OUTLINE = (("#000000", 2.4), ("#22d3ee", 1.2))  # the colour that no heat map has, on a rim that shows on white
+DPI = 144
 
 
 class Pictures(NamedTuple):
-    """Test pictures: `x_0`, `x_t`, `reconstruction` [K, H, W, C] in [-1, 1], `error` [K, H, W], the rest [K]."""
+    """Test pictures: `x_0`, `x_t`, `reconstruction` [K, H, W, C] in [-1, 1], `error` [K, H, W], `labels` and `scores` [K].
+
+    `masks` [K, H, W], bool, are True where the defect is.
+    """
 
     x_0: np.ndarray
     x_t: np.ndarray
@@ -32,12 +37,20 @@ class Pictures(NamedTuple):
     error: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
+    masks: np.ndarray | None = None
 
 
 def png(figure: Figure) -> bytes:
     """`figure` as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144)
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def webp(image: bytes) -> bytes:
+    """The bytes of a PNG file as those of a WebP file: of photographs and noise about a fifth, with no visible loss."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(image)).convert("RGB").save(buffer, format="webp", quality=90)
     return buffer.getvalue()
 
 
@@ -63,23 +76,25 @@ def draw(
 
 
 def picture_grid(pictures: Pictures) -> Figure:
-    """Rows input, noised, reconstruction and error; a column a picture, most anomalous first, twelve to a band at most.
+    """Rows input, noised, reconstruction and error; a column a picture, most anomalous first.
 
-    The error maps share one scale, from 0 to the 99.5 % quantile of the errors shown.
+    A band has twelve columns of an inch, or six of two inches for pictures that would lose pixels in one. The outlines of
+    the masks lie on the inputs and on the error maps, which share one scale, from 0 to the 99.5 % quantile of those shown.
     Raises InputError on shapes that do not fit together, channels other than 1 or 3, and numbers that are not finite.
     """
     shown = _sorted(pictures)
     count, height, width = shown.error.shape
+    inch = 1 if width <= DPI else 2
     heat = ScalarMappable(Normalize(0, float(np.quantile(shown.error, 0.995)) or 1.0), "magma")
     heat_maps = np.asarray(heat.cmap(heat.norm(shown.error)))[..., :3]
     rows = np.stack([_rgb(shown.x_0), _rgb(shown.x_t), _rgb(shown.reconstruction), heat_maps])
 
-    bands, gap = -(-count // COLUMNS), max(1, round(0.06 * width))
+    bands, gap = -(-count * inch // 12), max(1, round(0.06 * width))
     columns = -(-count // bands)
     tile_height, tile_width = height + gap, width + gap
     # Placed by hand in inches, one to a picture: a layout engine cannot foresee what square pixels do to the axes.
     left, right, head = 1.15, 0.85, 0.5
-    across, down = columns * tile_width / width, 4 * tile_height / width
+    across, down = inch * columns * tile_width / width, inch * 4 * tile_height / width
     size = np.array([left + across + right, bands * (head + down)])
     figure = Figure(figsize=tuple(size))
     FigureCanvasAgg(figure)
@@ -87,12 +102,18 @@ def picture_grid(pictures: Pictures) -> Figure:
         part = slice(band * columns, (band + 1) * columns)
         labels, scores, images = shown.labels[part], shown.scores[part], rows[:, part]
         canvas = np.ones((4 * tile_height, columns * tile_width, 3))
+        defect = np.zeros(canvas.shape[:2])
         for row, column in np.ndindex(images.shape[:2]):
             y, x = row * tile_height, column * tile_width
             canvas[y : y + height, x : x + width] = images[row, column]
+            if shown.masks is not None and row in (0, 3):
+                defect[y : y + height, x : x + width] = shown.masks[part][column]
         bottom = size[1] - (band + 1) * (head + down)
         axes = figure.add_axes((left / size[0], bottom / size[1], across / size[0], down / size[1]))
         axes.imshow(canvas, aspect="auto")
+        if defect.any():
+            for colour, line in OUTLINE:
+                axes.contour(defect, [0.5], colors=colour, linewidths=line)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor=INK)
         titles = [f"{'anomaly' if y else 'normal'}\n{s:.3g}" for y, s in zip(labels, scores, strict=True)]
@@ -101,8 +122,8 @@ def picture_grid(pictures: Pictures) -> Figure:
             tick.set_color(ANOMALY if label else NORMAL)
         names = ["input $x_0$", "noised $x_t$", "reconstruction", "error"]
         axes.set_yticks(np.arange(4) * tile_height + (height - 1) / 2, names, fontsize=10)
-    error_row = size[1] - head - down + gap / width
-    beside = (1 - (right - 0.02) / size[0], error_row / size[1], 0.1 / size[0], height / width / size[1])
+    error_row = size[1] - head - down + inch * gap / width
+    beside = (1 - (right - 0.02) / size[0], error_row / size[1], 0.1 / size[0], inch * height / width / size[1])
     scale = figure.add_axes(beside)
     figure.colorbar(heat, cax=scale)
     scale.spines[:].set_visible(False)
@@ -126,15 +147,15 @@ def labelled_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _stroke(i: int) -> dict[str, Any]:
-    """The first method is wide and lies on top; the others differ in dashes too, for readers who see no colour."""
+def stroke(i: int) -> dict[str, Any]:
+    """How the i-th method's line is drawn: the first wide and on top, the others with dashes that tell them apart too."""
     width, height = (2.6, 3) if i == 0 else (1.5, 2)
     dashes = DASHES[i % len(DASHES)]
     return {"color": METHODS[i % len(METHODS)], "linestyle": dashes, "linewidth": width, "zorder": height}
 
 
-def _with_legend(figure: Figure, title: str) -> Figure:
-    """Outside the axes, where it never hides a curve."""
+def with_legend(figure: Figure, title: str) -> Figure:
+    """`figure` with a legend of all its labels below the axes, where it never hides a curve."""
     style: dict[str, Any] = {"fontsize": 9, "title_fontsize": 9, "labelcolor": INK, "edgecolor": FAINT}
     legend = figure.legend(loc="outside lower center", ncols=2, title=title, **style)
     legend.get_title().set_color(INK)
@@ -149,17 +170,17 @@ def _rgb(pictures: np.ndarray) -> np.ndarray:
 
 
 def _sorted(pictures: Pictures) -> Pictures:
-    arrays = [np.asarray(value) for value in pictures]
+    arrays = [np.asarray(value) for value in pictures if value is not None]
     shape = arrays[0].shape
     if len(shape) != 4 or 0 in shape or shape[3] not in (1, 3):
         raise InputError(f"pictures.x_0: found shape {shape}, allowed is [K, H, W, C] with C of 1 or 3, none of them 0")
-    allowed = (shape, shape, shape, shape[:3], shape[:1], shape[:1])
-    for name, array, need in zip(Pictures._fields, arrays, allowed, strict=True):
+    allowed = (shape, shape, shape, shape[:3], shape[:1], shape[:1], shape[:3])
+    for name, array, need in zip(Pictures._fields, arrays, allowed):
         if array.shape != need:
             raise InputError(f"pictures.{name}: found shape {array.shape}, allowed is {need} as x_0 has {shape}")
         if bad := np.count_nonzero(~np.isfinite(array)):
             raise InputError(f"pictures.{name}: {bad} of {array.size} numbers are not finite")
-    order = np.argsort(-arrays[-1], kind="stable")
+    order = np.argsort(-np.asarray(pictures.scores), kind="stable")
     return Pictures(*(array[order] for array in arrays))
 
 
@@ -167,10 +188,10 @@ def _roc(labels: np.ndarray, scores: Mapping[str, np.ndarray], measured: Mapping
     figure, axes = labelled_axes("ROC", "False positive rate", "True positive rate")
     for i, (method, values) in enumerate(scores.items()):
         false_rate, true_rate, _ = roc_curve(labels, values)
-        axes.plot(false_rate, true_rate, label=f"{method}  {100 * measured[method]['auroc']:.2f}", **_stroke(i))
+        axes.plot(false_rate, true_rate, label=f"{method}  {100 * measured[method]['auroc']:.2f}", **stroke(i))
     axes.plot([0, 1], [0, 1], label="chance  50.00", **CHANCE)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
-    return _with_legend(figure, "AUROC (%)")
+    return with_legend(figure, "AUROC (%)")
 
 
 def _precision_recall(
@@ -181,12 +202,12 @@ def _precision_recall(
         precision, recall, _ = precision_recall_curve(labels, values, drop_intermediate=True)
         precision[-1] = precision[-2]  # scikit-learn closes the curve at (0, 1), which nothing measured
         # Steps, since their area is the average precision; slanted lines would promise more.
-        style = _stroke(i) | {"drawstyle": "steps-post"}
+        style = stroke(i) | {"drawstyle": "steps-post"}
         axes.plot(recall, precision, label=f"{method}  {100 * measured[method]['aupr']:.2f}", **style)
     share = float(np.mean(labels))
     axes.plot([0, 1], [share, share], label=f"chance  {100 * share:.2f}", **CHANCE)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
-    return _with_legend(figure, "AUPR (%)")
+    return with_legend(figure, "AUPR (%)")
 
 
 def _histogram(labels: np.ndarray, scores: np.ndarray, method: str, threshold: float | None) -> Figure:
@@ -208,4 +229,4 @@ def _histogram(labels: np.ndarray, scores: np.ndarray, method: str, threshold: f
         axes.stairs(share, edges, color=colour, linewidth=1.6, label=f"{name} ({counts.sum()})")
     if threshold is not None:
         axes.axvline(threshold, color=INK, linewidth=1.4, linestyle="--", label=f"threshold {threshold:.4g}")
-    return _with_legend(figure, "Outermost bins hold the tails")
+    return with_legend(figure, "Outermost bins hold the tails")

@@ -1,10 +1,21 @@
 """How well anomaly scores rank anomalies above normals; labels are 0 (normal) and 1 (anomaly)."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from diffad_jax.errors import InputError
+
+Interval = tuple[float, float]
+
+
+class GroupAuroc(NamedTuple):
+    """AUROC of one group of `size` anomalies against all normals, with its bootstrap interval."""
+
+    size: int
+    auroc: float
+    interval: Interval
 
 
 def metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, float]:
@@ -17,13 +28,9 @@ def metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, float]:
     Raises InputError on lengths that differ, labels other than both of 0 and 1, and scores that are not finite.
     """
     y, s = _checked(labels, scores)
-    fpr, recall, _ = roc_curve(y, s, drop_intermediate=False)
-    return {
-        "auroc": float(roc_auc_score(y, s)),
-        "aupr": float(average_precision_score(y, s)),
-        "f1": _f1_at_true_rate(y, s),
-        "fpr95": float(fpr[np.argmax(recall >= 0.95)]),
-    }
+    values, rank = np.unique(-s, return_inverse=True)
+    normals, anomalies = (np.bincount(rank[y == kind], minlength=len(values)) for kind in (0, 1))
+    return _from_counts(normals, anomalies)
 
 
 def threshold(normal_scores: ArrayLike, quantile: float = 0.95) -> float:
@@ -43,35 +50,87 @@ def threshold(normal_scores: ArrayLike, quantile: float = 0.95) -> float:
     return float(np.quantile(s, quantile))
 
 
-def bootstrap_interval(
+def bootstrap_intervals(
     labels: ArrayLike, scores: ArrayLike, seed: int, *, level: float = 0.95, resamples: int = 1000
-) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of the AUROC for labels [M] and scores [M].
+) -> dict[str, Interval]:
+    """Percentile bootstrap intervals (low, high) of the four `metrics`, for labels [M] and scores [M].
 
-    Normals and anomalies are resampled apart, so each resample keeps both counts; AUROC is the share of pairs in which
-    the anomaly scores higher, ties counting half. Only the test rows vary, not the training.
+    Normals and anomalies are resampled apart, so each resample keeps both counts. Only the test rows vary, not the
+    training.
     Raises InputError as `metrics` does.
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """
     y, s = _checked(labels, scores)
     generator = np.random.default_rng(seed)
+    values, rank = np.unique(-s, return_inverse=True)
+    classes = rank[y == 0], rank[y == 1]
+    drawn = [
+        _from_counts(*(np.bincount(generator.choice(kind, len(kind)), minlength=len(values)) for kind in classes))
+        for _ in range(resamples)
+    ]
+    return {name: _interval(np.array([found[name] for found in drawn]), level) for name in drawn[0]}
+
+
+def auroc_by_group(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    groups: ArrayLike,
+    seed: int,
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+) -> dict[str, GroupAuroc]:
+    """AUROC of each group of anomalies (a defect, a class) against all normals, by the name of the group, sorted.
+
+    groups [M] name every item of labels [M] and scores [M]; those of normals are not read. Intervals are as in
+    `bootstrap_intervals`, with the anomalies resampled within their groups.
+    Raises InputError as `metrics` does, and on groups of another length.
+    """
+    y, s = _checked(labels, scores)
+    named = np.asarray(groups, str)
+    if named.shape != y.shape:
+        raise InputError(f"groups: shape {named.shape}, labels have {y.shape}, allowed are two arrays [M]")
+    names, group = np.unique(named[y == 1], return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    count = np.bincount(group)
+    start = np.cumsum(count) - count
     values, rank = np.unique(s, return_inverse=True)
-    normal, anomalous = rank[y == 0], rank[y == 1]
-    aurocs = np.empty(resamples)
+    normal, anomalous = rank[y == 0], rank[y == 1][order]
+
+    def aurocs(normal: np.ndarray, anomalous: np.ndarray) -> np.ndarray:
+        """The mean share of normals below the anomalies of each group, ties counting half."""
+        held = np.bincount(normal, minlength=len(values))
+        below = np.cumsum(held) - held / 2
+        return np.add.reduceat(below[anomalous], start) / (count * len(normal))
+
+    generator = np.random.default_rng(seed)
+    drawn = np.empty((resamples, len(names)))
     for i in range(resamples):
-        drawn = np.bincount(generator.choice(normal, len(normal)), minlength=len(values))
-        pairs_won = np.cumsum(drawn) - drawn / 2
-        aurocs[i] = pairs_won[generator.choice(anomalous, len(anomalous))].mean() / len(normal)
-    low, high = np.quantile(aurocs, [(1 - level) / 2, (1 + level) / 2])
+        within = np.repeat(start, count) + generator.integers(np.repeat(count, count))
+        drawn[i] = aurocs(generator.choice(normal, len(normal)), anomalous[within])
+    found = zip(names, count, aurocs(normal, anomalous), drawn.T, strict=True)
+    return {str(name): GroupAuroc(int(n), float(auroc), _interval(column, level)) for name, n, auroc, column in found}
+
+
+def _from_counts(normals: np.ndarray, anomalies: np.ndarray) -> dict[str, float]:
+    """The four `metrics` from how many normals and anomalies have each distinct score, the highest score first."""
+    false, true = np.cumsum(normals), np.cumsum(anomalies)
+    n, k = false[-1], true[-1]
+    called = np.maximum(false + true, 1)  # a resample may hold nothing of the highest scores
+    cut = np.searchsorted(false + true, k)
+    tied = normals[cut] + anomalies[cut]
+    hits = true[cut] - anomalies[cut] * (false[cut] + true[cut] - k) / tied
+    return {
+        "auroc": float(anomalies @ (n - false + normals / 2) / (n * k)),
+        "aupr": float(anomalies @ (true / called) / k),
+        "f1": float(hits / k),
+        "fpr95": float(false[np.argmax(true / k >= 0.95)] / n),
+    }
+
+
+def _interval(drawn: np.ndarray, level: float) -> Interval:
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def _f1_at_true_rate(y: np.ndarray, s: np.ndarray) -> float:
-    k = int(y.sum())
-    cut = np.partition(s, -k)[-k]
-    above, tied = s > cut, s == cut
-    hits = y[above].sum() + (k - np.count_nonzero(above)) * y[tied].mean()
-    return float(hits / k)
 
 
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -13,14 +13,22 @@ import numpy as np
 from diffad_jax import figures
 from diffad_jax.errors import InputError
 from diffad_jax.figures import Pictures
-from diffad_jax.metrics import bootstrap_interval, metrics
+from diffad_jax.metrics import auroc_by_group, bootstrap_intervals, metrics
 
 METRICS = {"auroc": "AUROC", "aupr": "AUPR", "f1": "F1", "fpr95": "FPR95"}
+PIXEL_METRICS = {"pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 ByMethod = dict[str, dict[str, float]]  # the fractions of `metrics` per method
 # Nothing but inline styles and data: pictures may load, whatever the strings in the report hold.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-GRID_CAPTION = """<p>From high to low score; above each picture its true class and its score.
-Noised pictures are clipped to the range of the input; the error maps share one colour scale.</p>"""
+GRID_CAPTION = """From high to low score; above each picture its true class and its score.
+Noised pictures are clipped to the range of the input; the error maps share one colour scale."""
+MEASURES = """A score says how anomalous an item is: higher means more anomalous. The diffusion method is tinted, the best
+of each comparison bold. All measures are in percent, with anomalies as the positives; in grey stands the 95 % bootstrap
+interval over test items. Higher is better for AUROC, AUPR and F1 (as many called anomalous as there are anomalies);
+lower is better for FPR95, the share of normals called anomalous when 95 % of the anomalies are found."""
+PIXEL_MEASURES = """ Pixel measures judge the raw error maps of the diffusion method against the masks: AUROC over all
+pixels, and AUPRO, the share of each defective region that is found, averaged over false positive rates up to 30 %."""
+MASK_CAPTION = " The outline is the true mask of the defect."
 STYLE = """
 :root { color-scheme: light; --ink: #1f2937; --muted: #6b7280; --line: #e5e7eb; --accent: #0072b2; --tint: #e8f2f9; }
 * { box-sizing: border-box; }
@@ -30,22 +38,29 @@ main { max-width: 1180px; margin: 0 auto; padding: 2rem 1.25rem; }
 h1 { margin: 0; font-size: 1.75rem; line-height: 1.2; } h2 { margin: 0 0 .75rem; font-size: 1.2rem; }
 p { margin: .5rem 0; color: var(--muted); font-size: .9rem; }
 section, details { margin: 1rem 0; padding: 1.25rem; background: #fff; border: 1px solid var(--line);
-  border-radius: 10px; overflow-x: auto; }
+  border-radius: 10px; }
 summary { cursor: pointer; font-weight: 600; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: .75rem 1.5rem; margin: 1rem 0; }
 dt { color: var(--muted); font-size: .8rem; } dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .75rem 0; }
 th, td { padding: .4rem .75rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; font-weight: 500; }
+th:first-child { text-align: left; font-weight: 500; position: sticky; left: 0; background: #fff; }
 thead th, thead th:first-child { color: var(--muted); font-size: .85rem; font-weight: 600; }
-.methods tbody tr:first-child, .settings :is(td, th):nth-child(2) { background: var(--tint); }
-.methods tbody tr:first-child th, .settings thead th:nth-child(2) { color: var(--accent); font-weight: 700; }
+.methods tbody tr:first-child > *, .settings :is(td, th):nth-child(2), .groups :is(td, th):nth-child(3) {
+  background: var(--tint); }
+.methods tbody tr:first-child th, .settings thead th:nth-child(2), .groups thead th:nth-child(3) {
+  color: var(--accent); font-weight: 700; }
+.pixels :is(td, th):nth-child(2) { background: none; } .pixels thead th:nth-child(2) { color: var(--muted); }
 .settings tbody tr:last-child :is(td, th) { border-top: 2px solid var(--ink); }
 .settings tbody tr:last-child th, .best { font-weight: 700; }
-small { color: var(--muted); font-weight: 400; }
+small { color: var(--muted); font-weight: 400; } td > small { display: block; line-height: 1.2; }
 a { color: inherit; text-decoration-color: var(--accent); text-underline-offset: 3px; }
 figure { margin: 1rem 0 0; } img { display: block; max-width: 100%; height: auto; }
-.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1rem; }
+.scroll, .pictures { overflow-x: auto; max-width: 100%; } .pictures img { min-width: 800px; }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 1rem; }
+section details { padding: 0; border: 0; }
+@media (max-width: 600px) { main { padding: 1rem .5rem; } section, details { padding: .75rem; }
+  dl { grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)); } }
 .tables { display: flex; flex-wrap: wrap; column-gap: 2rem; }
 .config { width: 100%; font: .85rem ui-monospace, "DejaVu Sans Mono", monospace; }
 .config :is(th, td) { padding: .15rem .5rem; text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -57,7 +72,8 @@ class Result(NamedTuple):
 
     `labels` [M] are 0 (normal) and 1 (anomaly); `scores` map a method to its [M] raw anomaly scores, the diffusion
     method first; `threshold`, taken from training normals, is the diffusion score above which an item is called
-    anomalous; `facts` say what was evaluated: data set, normal class, protocol, seed.
+    anomalous; `facts` say what was evaluated: data set, normal class, protocol, seed. `groups` [M] name each item's
+    defect or class; `pixel` holds the diffusion method's fractions "pixel_auroc" and "aupro", where there are masks.
     """
 
     name: str
@@ -66,6 +82,8 @@ class Result(NamedTuple):
     threshold: float | None
     pictures: Pictures | None
     facts: Mapping[str, str | float]
+    groups: np.ndarray | None = None
+    pixel: Mapping[str, float] | None = None
 
 
 def most_and_least(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
@@ -87,16 +105,22 @@ def most_and_least(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray
 
 
 def summary_table(results: Sequence[Result]) -> str:
-    """AUROC and AUPR in percent as plain text: a row a method for one setting, else a row a setting and their mean."""
+    """AUROC and AUPR in percent as plain text: a row a method for one setting, else a row a setting and their mean.
+
+    Below them stand pixel AUROC and AUPRO where a setting has them.
+    """
     measured = _measure(results)
     if len(results) == 1:
         rows = [[method, _percent(m["auroc"]), _percent(m["aupr"])] for method, m in measured[0].items()]
-        return _aligned([[results[0].name, "AUROC", "AUPR"], *rows])
-    blocks = []
-    for key in ("auroc", "aupr"):
-        names, methods, values = _by_setting(results, measured, key)
-        rows = [[name, *map(_percent, row)] for name, row in zip(names, values, strict=True)]
-        blocks.append(_aligned([[f"{METRICS[key]} (%)", *methods], *rows]))
+        blocks = [_aligned([[results[0].name, "AUROC", "AUPR"], *rows])]
+    else:
+        blocks = []
+        for key in ("auroc", "aupr"):
+            names, methods, values = _by_setting(results, measured, key)
+            rows = [[name, *map(_percent, row)] for name, row in zip(names, values, strict=True)]
+            blocks.append(_aligned([[f"{METRICS[key]} (%)", *methods], *rows]))
+    if lines := _pixel_lines(results):
+        blocks.append(_aligned([["pixels (%)", *PIXEL_METRICS.values()], *([name, *cells] for name, cells in lines)]))
     return "\n\n".join(blocks)
 
 
@@ -132,7 +156,7 @@ def write_report(path: Path, title: str, results: Sequence[Result], config_text:
     facts = results[0].facts
     shared = {key: value for key, value in facts.items() if all(r.facts.get(key) == value for r in results)}
     files: dict[str, bytes] = {}
-    body = _facts(shared) + (_overview(results, measured) if len(results) > 1 else "")
+    body = facts_html(shared) + (_overview(results, measured) if len(results) > 1 else "")
     for result, by_method in zip(results, measured, strict=True):
         prefix = path.stem if len(results) == 1 else f"{path.stem}-{_slug(result.name)}"
         drawn = figures.draw(result.labels, result.scores, by_method, result.threshold, result.pictures)
@@ -142,10 +166,7 @@ def write_report(path: Path, title: str, results: Sequence[Result], config_text:
         body += _section(result, by_method, own, images)
     html = page(
         title,
-        f"""<p>A score says how anomalous an item is: higher means more anomalous. The diffusion method is tinted, the best of
-each comparison bold. All measures are in percent, with anomalies as the positives. Higher is better for AUROC (before it the
-95 % bootstrap interval over test items), AUPR and F1 (as many called anomalous as there are anomalies); lower is better
-for FPR95, the share of normals called anomalous when 95 % of the anomalies are found.</p>
+        f"""<p>{MEASURES}{PIXEL_MEASURES if any(result.pixel for result in results) else ""}</p>
 {body}{_config(config_text)}""",
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +189,11 @@ def _measure(results: Sequence[Result]) -> list[ByMethod]:
             raise InputError(f"{result.name!r}: found no scores, allowed is at least one method")
         if result.threshold is not None and not np.isfinite(result.threshold):
             raise InputError(f"{result.name!r}: found threshold {result.threshold}, allowed is finite or None")
+        if result.groups is not None and np.shape(result.groups) != np.shape(result.labels):
+            shapes = f"{np.shape(result.groups)}, labels have {np.shape(result.labels)}"
+            raise InputError(f"{result.name!r}: groups have shape {shapes}, allowed are two arrays [M]")
+        if result.pixel is not None and set(result.pixel) != set(PIXEL_METRICS):
+            raise InputError(f"{result.name!r}: found pixel {sorted(result.pixel)}, allowed is {sorted(PIXEL_METRICS)}")
         measured.append({})
         for method, scores in result.scores.items():
             try:
@@ -200,18 +226,22 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 def _section(result: Result, by_method: ByMethod, facts: Mapping[str, str | float], images: dict[str, bytes]) -> str:
     rows = []
     for method, values in by_method.items():
-        low, high = bootstrap_interval(result.labels, result.scores[method], seed=0)
-        cells = [_percent(values[key]) for key in METRICS]
-        cells[0] = f"<small>{_percent(low)} – {_percent(high)}</small> {cells[0]}"
+        intervals = bootstrap_intervals(result.labels, result.scores[method], seed=0)
+        cells = [_with_interval(values[key], intervals[key]) for key in METRICS]
         best = [values[k] == (min if k == "fpr95" else max)(m[k] for m in by_method.values()) for k in METRICS]
         rows.append((escape(method), cells, best))
-    shown = {kind: _figure(f"{kind}: {result.name}", image) for kind, image in images.items()}
-    grid = f"{shown.pop('pictures')}{GRID_CAPTION}" if "pictures" in shown else ""
+    charts = "".join(figure_html(f"{k}: {result.name}", image) for k, image in images.items() if k != "pictures")
+    pixels = [(next(iter(by_method)), cells) for _, cells in _pixel_lines([result])]
+    grid = ""
+    if result.pictures is not None:
+        outlined = MASK_CAPTION if result.pictures.masks is not None else ""
+        pictures = figure_html(f"pictures: {result.name}", figures.webp(images["pictures"]), "pictures", "webp")
+        grid = f"{pictures}<p>{GRID_CAPTION}{outlined}</p>"
     return f"""
 <section id="{_slug(result.name)}">
 <h2>{escape(result.name)}</h2>
-{_facts(facts)}{_table("methods", ["Method", *METRICS.values()], rows)}{_at_threshold(result)}
-<div class="row">{"".join(shown.values())}</div>
+{facts_html(facts)}{table_html("methods", ["Method", *METRICS.values()], rows)}{_at_threshold(result)}
+{_pixels("methods", pixels)}{_groups(result)}<div class="row">{charts}</div>
 {grid}</section>"""
 
 
@@ -222,18 +252,56 @@ def _overview(results: Sequence[Result], measured: list[ByMethod]) -> str:
         links = [f'<a href="#{_slug(name)}">{escape(name)}</a>' for name in names[:-1]]
         best = values == np.nan_to_num(values, nan=-1.0).max(axis=1, keepdims=True)
         rows = [(n, list(map(_percent, v)), list(b)) for n, v, b in zip([*links, "mean"], values, best, strict=True)]
-        tables += _table("settings", [f"{METRICS[key]} (%)", *methods], rows)
+        tables += table_html("settings", [f"{METRICS[key]} (%)", *methods], rows)
+    tables += _pixels("settings pixels", _pixel_lines(results))
     return f'<section><h2>All settings</h2><div class="tables">{tables}</div></section>'
 
 
-def _table(css: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[str], Sequence[bool]]]) -> str:
+def _pixel_lines(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
+    """(name, cells) of the settings with pixel metrics, and of their mean where all have them and are several."""
+    measured = {r.name: [r.pixel[key] for key in PIXEL_METRICS] for r in results if r.pixel is not None}
+    if len(measured) == len(results) > 1:
+        measured["mean"] = [float(value) for value in np.mean(list(measured.values()), axis=0)]
+    return [(name, [_percent(value) for value in values]) for name, values in measured.items()]
+
+
+def _pixels(css: str, lines: Sequence[tuple[str, Sequence[str]]]) -> str:
+    rows = [(escape(name), cells, [False] * len(cells)) for name, cells in lines]
+    return table_html(css, ["Pixels (%)", *PIXEL_METRICS.values()], rows) if rows else ""
+
+
+def _groups(result: Result) -> str:
+    """AUROC of every group of anomalies, a column a method; nothing where there is but one group."""
+    if result.groups is None:
+        return ""
+    found = [auroc_by_group(result.labels, scores, result.groups, seed=0) for scores in result.scores.values()]
+    if len(found[0]) < 2:
+        return ""
+    rows = []
+    for name in found[0]:
+        of_group = [by_name[name] for by_name in found]
+        cells = [_with_interval(group.auroc, group.interval) for group in of_group]
+        best = [group.auroc == max(other.auroc for other in of_group) for group in of_group]
+        rows.append((escape(name), [str(of_group[0].size), *cells], [False, *best]))
+    head = ["AUROC (%)", "pictures" if result.pictures is not None else "items", *result.scores]
+    table = table_html("groups", head, rows)
+    return f"""<details open><summary>AUROC of each kind of anomaly</summary>
+<p>Each against all normals.</p>{table}</details>"""
+
+
+def _with_interval(value: float, interval: tuple[float, float]) -> str:
+    return f"{_percent(value)} <small>{_percent(interval[0])} – {_percent(interval[1])}</small>"
+
+
+def table_html(css: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[str], Sequence[bool]]]) -> str:
     """Rows of (name, cells, which cells are best); `head` is text, names and cells are HTML."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = ""
     for name, cells, best in rows:
         row = "".join(f'<td class="best">{c}</td>' if b else f"<td>{c}</td>" for c, b in zip(cells, best, strict=True))
         body += f'<tr><th scope="row">{name}</th>{row}</tr>\n'
-    return f'<table class="{css}"><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table>'
+    table = f'<table class="{css}"><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table>'
+    return f'<div class="scroll">{table}</div>'
 
 
 def _at_threshold(result: Result) -> str:
@@ -245,12 +313,14 @@ def _at_threshold(result: Result) -> str:
 anomalies and {false:.1f} % of the normals.</p>"""
 
 
-def _figure(title: str, image: bytes) -> str:
+def figure_html(title: str, image: bytes, css: str = "", kind: str = "png") -> str:
+    """The bytes of an image file as HTML, held in the page itself; `title` is the text for those who cannot see it."""
     source = base64.b64encode(image).decode()
-    return f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{source}"></figure>'
+    return f'<figure class="{css}"><img alt="{escape(title)}" src="data:image/{kind};base64,{source}"></figure>'
 
 
-def _facts(facts: Mapping[str, str | float]) -> str:
+def facts_html(facts: Mapping[str, str | float]) -> str:
+    """Names and values, as text, as an HTML list."""
     pairs = ((key, f"{value:.6g}" if isinstance(value, float) else str(value)) for key, value in facts.items())
     items = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in pairs)
     return f"<dl>{items}</dl>" if items else ""

@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve  # type: ignore[import-untyped]
 
-from diffad_jax.figures import CHANCE, INK, MUTED, _stroke, _with_legend, png
+from diffad_jax.figures import CHANCE, INK, MUTED, png, stroke, with_legend
 from diffad_jax.report import METRICS as METRIC_NAMES
-from diffad_jax.report import _facts, _figure, _table, page
+from diffad_jax.report import facts_html, figure_html, page, table_html
 from diffad_jax.table import METRICS, Row, Table, beside_printed, cells, cliques, tabulate
 from diffad_jax.workdir import write_atomically
 
@@ -43,21 +43,21 @@ def write_page(directory: Path, rows: Sequence[Row], methods: Sequence[str], res
     """
     table = tabulate(rows, methods)
     complete = table.complete()
-    body = _facts(results["facts"]) + _section("AUROC", _heat(table, complete))
+    body = facts_html(results["facts"]) + _section("AUROC", _heat(table, complete))
     if beside := beside_printed(table):
         lines = [(escape(name), values, [False] * len(values)) for name, *values in beside[1]]
         text = "<p>Measured, and as the paper's Table 1 prints it, whose protocol leaks.</p>"
-        body += _section("Beside the printed table", text + _table("settings", beside[0], lines))
+        body += _section("Beside the printed table", text + table_html("settings", beside[0], lines))
     if len(complete.datasets) > 1 and len(complete.methods) > 1:
         ranks = np.array([found["mean_rank"] for found in results["methods"].values()])
         p = np.array([list(line.values()) for line in results["p_holm"].values()])
         plot = png(critical_difference(complete.methods, ranks, p))
         text = f"""<p>Mean rank over {len(complete.datasets)} sets, 1 the best. A bar joins methods of which no two differ
 significantly: Wilcoxon's signed-rank test over sets with Holm's correction, level 5 %.</p>"""
-        body += _section("Ranks and critical differences", text + _figure("critical differences", plot))
+        body += _section("Ranks and critical differences", text + figure_html("critical differences", plot))
         body += _section("All measures", _measures(results["methods"]))
     if (curves := roc_curves(directory, table, rows)) is not None:
-        body += _section("ROC curves, seed 0", _figure("ROC curves", png(curves)))
+        body += _section("ROC curves, seed 0", figure_html("ROC curves", png(curves)))
     if failures := [entry for entry in rows if entry["error"]]:
         causes = (f"{f['dataset']}, {f['method']}, seed {f['seed']}: {f['error']}" for f in failures)
         items = "".join(f"<li>{escape(cause)}</li>" for cause in causes)
@@ -110,7 +110,7 @@ def roc_curves(directory: Path, table: Table, rows: Sequence[Row]) -> Figure | N
         for i, method in enumerate(reversed(table.methods)):
             if paths[dataset, method].exists():
                 with np.load(paths[dataset, method], allow_pickle=False) as curve:
-                    style = _stroke(i) | {"linewidth": 1.8 if i == 0 else 0.9}
+                    style = stroke(i) | {"linewidth": 1.8 if i == 0 else 0.9}
                     handles[method] = axes.plot(curve["fpr"], curve["tpr"], label=method, **style)[0]
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(color=MUTED, labelcolor=MUTED, labelsize=7)
@@ -121,7 +121,7 @@ def roc_curves(directory: Path, table: Table, rows: Sequence[Row]) -> Figure | N
         for line in axes.get_lines():
             if line not in handles.values():
                 line.set_label("_")
-    return _with_legend(figure, "True against false positive rate")
+    return with_legend(figure, "True against false positive rate")
 
 
 def _section(title: str, content: str) -> str:
@@ -142,7 +142,7 @@ def _heat(table: Table, complete: Table) -> str:
             for shade, cell in zip(shades, cells(line, deviation))
         ]
         lines.append((name, shown, list(line == np.nanmax(line))))
-    return _table("settings", ["AUROC (%)", *table.methods], lines)
+    return table_html("settings", ["AUROC (%)", *table.methods], lines)
 
 
 def _measures(by_method: Mapping[str, Any]) -> str:
@@ -154,4 +154,4 @@ def _measures(by_method: Mapping[str, Any]) -> str:
         (escape(name), [*cells(line), f"{found['mean_rank']:.2f}", f"{found['seconds']:.1f}"], [*bold, False, False])
         for (name, found), line, bold in zip(ordered, values, best)
     ]
-    return _table("methods", ["Method", *METRIC_NAMES.values(), "mean rank", "seconds"], lines)
+    return table_html("methods", ["Method", *METRIC_NAMES.values(), "mean rank", "seconds"], lines)

@@ -11,7 +11,16 @@ import diffad_jax
 ROOT = Path(diffad_jax.__file__).parent
 ORDER = [
     *({"errors"}, {"build"}, {"process", "noise"}, {"parametrisation"}, {"losses"}, {"samplers"}, {"scores"}, {"dte"}),
-    *({"models"}, {"training"}, {"data"}, {"metrics"}, {"baselines"}, {"figures"}, {"report"}, {"checkpoint"}),
+    *(
+        {"models"},
+        {"training"},
+        {"data"},
+        {"metrics", "pixel_metrics"},
+        {"baselines"},
+        {"figures"},
+        {"report"},
+        {"checkpoint"},
+    ),
     *(
         {"logs"},
         {"sharding"},

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score  # type: igno
 
 from diffad_jax import figures, report
 from diffad_jax.errors import InputError
-from diffad_jax.metrics import bootstrap_interval
+from diffad_jax.metrics import auroc_by_group, bootstrap_intervals
 from diffad_jax.report import Pictures, Result, most_and_least, summary_table, write_report
 
 DIGITS = load_digits()
@@ -51,10 +51,9 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
     def images(self) -> list[bytes]:
-        prefix = "data:image/png;base64,"
-        sources = [attrs["src"] or "" for tag, attrs in self.tags if tag == "img"]
-        assert all(source.startswith(prefix) for source in sources)
-        return [base64.b64decode(source.removeprefix(prefix), validate=True) for source in sources]
+        sources = [(attrs["src"] or "").partition(";base64,") for tag, attrs in self.tags if tag == "img"]
+        assert {head for head, _, _ in sources} <= {"data:image/png", "data:image/webp"}
+        return [base64.b64decode(content, validate=True) for _, _, content in sources]
 
 
 def setting(digit: int, name: str, channels: int = 0) -> Result:
@@ -73,6 +72,10 @@ def setting(digit: int, name: str, channels: int = 0) -> Result:
     return Result(name, labels, scores, float(np.quantile(first, 0.9)), pictures, {"seed": 0, "normal": f"not {digit}"})
 
 
+def pixels(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_one_setting_says_what_the_scores_say_and_needs_nothing_from_outside(tmp_path: Path, channels: int):
     result = setting(0, HOSTILE, channels)
@@ -83,25 +86,75 @@ def test_one_setting_says_what_the_scores_say_and_needs_nothing_from_outside(tmp
 
     rows = {row[0]: row for row in page.rows}
     for method, scores in result.scores.items():
-        assert rows[method][1].endswith(f" {100 * roc_auc_score(result.labels, scores):.2f}")
-        assert rows[method][2] == f"{100 * average_precision_score(result.labels, scores):.2f}"
+        assert rows[method][1].startswith(f"{100 * roc_auc_score(result.labels, scores):.2f} ")
+        assert rows[method][2].startswith(f"{100 * average_precision_score(result.labels, scores):.2f} ")
     assert rows["  depth"][1] == "3" and rows["name"][1] == HOSTILE and "not 0" in page.text
     found = np.mean(result.scores["distance to mean"][result.labels == 1] > result.threshold)
     assert f"{100 * found:.1f} % of the anomalies" in page.text.replace("\n", " ")
-    low, high = bootstrap_interval(result.labels, result.scores["ink"], seed=0)
-    assert rows["ink"][1].startswith(f"{100 * low:.2f} – {100 * high:.2f} ")
+    intervals = bootstrap_intervals(result.labels, result.scores["ink"], seed=0).values()
+    assert [cell.partition(" ")[2] for cell in rows["ink"][1:]] == [
+        f"{100 * a:.2f} – {100 * b:.2f}" for a, b in intervals
+    ]
 
     assert not re.search(r"https?://", text)
     assert not {"script", "link", "i", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert page.text.count(HOSTILE) >= 3
 
     beside = {file.name: file.read_bytes() for file in path.parent.iterdir() if file != path}
-    kinds = ["roc", "precision-recall", "scores", "pictures"]
-    assert page.images() == [beside.pop(f"report-{kind}.png") for kind in kinds] and not beside
-    for content in page.images():
-        image = Image.open(io.BytesIO(content))
-        image.load()
-        assert image.format == "PNG" and len(image.getcolors(2**24) or []) > 50
+    *charts, grid = page.images()
+    assert charts == [beside.pop(f"report-{kind}.png") for kind in ("roc", "precision-recall", "scores")]
+    exact = pixels(beside.pop("report-pictures.png"))
+    assert not beside and np.abs(pixels(grid) - exact).mean() < 3, "the grid in the page is the file beside it"
+    for image in (*map(pixels, charts), exact):
+        assert len(np.unique(image @ [1 << 16, 1 << 8, 1])) > 50
+
+
+def test_defects_are_outlined_where_the_mask_is_and_larger_pictures_keep_their_pixels():
+    zeros = np.zeros((3, 200, 200))
+    masks = zeros > 0
+    masks[1, 60:90, 120:160] = True
+    grey = np.full((3, 200, 200, 1), -0.2)
+    pictures = Pictures(grey, grey, grey, zeros, np.array([0, 1, 0]), np.array([3.0, 2.0, 1.0]), masks)
+    with_masks, without = (figures.picture_grid(p) for p in (pictures, pictures._replace(masks=None)))
+    changed = (pixels(figures.png(with_masks)) != pixels(figures.png(without))).any(-1)
+    down, across = np.nonzero(changed)
+    tile = 2 * figures.DPI
+    band = with_masks.axes[0].get_position().transformed(with_masks.transFigure).get_points() / 100 * figures.DPI
+    left, top = band[0, 0], changed.shape[0] - band[1, 1]
+    step = tile * 212 / 200  # a picture of 200 and a gap of 12
+    assert (across.min() - left - step) / tile == pytest.approx(120 / 200, abs=0.02)
+    assert (across.max() - left - step) / tile == pytest.approx(160 / 200, abs=0.02)
+    for row, near in ((0, down[down < top + step]), (3, down[down > top + step])):
+        edges = (near.min() - top - row * step) / tile, (near.max() - top - row * step) / tile
+        assert edges == pytest.approx((60 / 200, 90 / 200), abs=0.02)
+
+
+def test_defects_and_pixels_have_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(figures, "png", lambda figure: b"\x89PNG")
+    groups = np.where(DIGITS.target == 0, np.array(["<b>oval</b>", "ring"])[np.arange(len(DIGITS.target)) % 2], "good")
+    result = setting(0, "zero")._replace(groups=groups, pixel={"pixel_auroc": 0.91234, "aupro": 0.5})
+    page = Page(write_report(tmp_path / "report.html", "digits", [result], "").read_text(encoding="utf-8"))
+    rows = {row[0]: row for row in page.rows if row[0] in groups}
+    assert list(rows) == ["<b>oval</b>", "ring"]
+    for column, scores in enumerate(result.scores.values()):
+        for name, found in auroc_by_group(result.labels, scores, groups, seed=0).items():
+            low, high = found.interval
+            assert rows[name][1] == str(found.size) == str(np.count_nonzero(groups == name))
+            assert rows[name][2 + column] == f"{100 * found.auroc:.2f} {100 * low:.2f} – {100 * high:.2f}"
+    assert ["distance to mean", "91.23", "50.00"] in page.rows
+    assert summary_table([result]).splitlines()[-1].split() == ["zero", "91.23", "50.00"]
+
+    other = result._replace(name="other", groups=None, pixel={"pixel_auroc": 0.7, "aupro": 0.1})
+    page = Page(write_report(tmp_path / "both.html", "digits", [result, other], "").read_text(encoding="utf-8"))
+    assert ["mean", "80.62", "30.00"] in page.rows and ["other", "70.00", "10.00"] in page.rows
+    assert summary_table([result, other]).splitlines()[-1].split() == ["mean", "80.62", "30.00"]
+    for wrong, said in [
+        (result._replace(groups=groups[1:]), r"'zero': groups have shape \(1796,\)"),
+        (result._replace(pixel={"aupro": 0.5}), r"found pixel \['aupro'\]"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            write_report(tmp_path / "wrong.html", "digits", [wrong], "")
+    assert not list(tmp_path.glob("wrong*"))
 
 
 def test_ten_settings_have_the_mean_over_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -117,7 +170,8 @@ def test_ten_settings_have_the_mean_over_settings(tmp_path: Path, monkeypatch: p
 
     # Both are slow and tested above.
     monkeypatch.setattr(figures, "png", lambda figure: b"\x89PNG")
-    monkeypatch.setattr(report, "bootstrap_interval", lambda labels, scores, seed: (0.0, 1.0))
+    intervals = dict.fromkeys(report.METRICS, (0.0, 1.0))
+    monkeypatch.setattr(report, "bootstrap_intervals", lambda labels, scores, seed: intervals)
     page = Page(write_report(tmp_path / "report.html", "digits", results, "").read_text(encoding="utf-8"))
     assert [row[1:] for row in page.rows if row[0] == "mean"] == mean
     targets = {attrs["href"] for tag, attrs in page.tags if tag == "a"}
@@ -145,9 +199,11 @@ def test_a_failure_leaves_the_old_report_and_no_half_file(tmp_path: Path, monkey
         with pytest.raises(OSError, match="no space"):
             report.write_report(path, "new", [result], "")
     bad = Pictures(*(np.zeros((2, 8, 8, 2)),) * 3, np.zeros((2, 8, 8)), np.zeros(2), np.zeros(2))
+    misplaced = setting(0, "digit 0", 1).pictures._replace(masks=np.zeros((2, 8, 8), bool))
     nan = {"diffusion": np.where(result.labels == 1, np.nan, 0.0)}
     for wrong, said in [
         ([result._replace(pictures=bad)], r"pictures\.x_0: .*\(2, 8, 8, 2\)"),
+        ([result._replace(pictures=misplaced)], r"pictures\.masks: .*\(2, 8, 8\)"),
         ([result._replace(scores=nan)], "digit 0.*diffusion.*not finite"),
         ([result, result], "different names"),
         ([result._replace(threshold=float("nan"))], "threshold nan"),
