@@ -24,7 +24,7 @@ def main(_: list[str]) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError("preparing a data set needs TensorFlow: pip install 'diffad_jax[prepare]'")
     try:
-        builder = tfds.builder(DATASET.value, data_dir=DATA_DIR.value, file_format=FORMAT)
+        builder = tfds.builder(DATASET.value, data_dir=DATA_DIR.value)
     except ValueError as error:
         raise InputError(
             f"--dataset: found {DATASET.value!r}, allowed are the sets and configurations of {CATALOG}"
@@ -33,6 +33,8 @@ def main(_: list[str]) -> None:
         builder.download_and_prepare(file_format=FORMAT)
     except Exception as error:  # Servers, disks and archives fail in many ways; what was half done, TFDS removes.
         sys.exit(f"error: {DATASET.value}: not prepared ({_line(error)})")
+    if (found := builder.info.file_format.value) != FORMAT:
+        raise InputError(f"{builder.data_dir}: was prepared as {found}, needed is {FORMAT}: choose another --data_dir")
     print(f"{builder.info.full_name}: prepared in {builder.data_dir}")
 
 
