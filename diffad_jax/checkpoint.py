@@ -1,25 +1,46 @@
 """Saving and restoring a training state. The only file that knows Orbax."""
 
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import LogRecord
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, RunFailed
 
 
 class Checkpoints:
-    """The checkpoints of one run: saved in the background, the newest `keep` retained.
+    """The checkpoints of one run, saved in the background; retained are the newest two and the one of least loss.
 
+    A checkpoint holds everything that a run goes on from: parameters, their average, optimiser and step. The position in the
+    data is the step, and the key of all noise is the seed folded with the step, so neither needs a place of its own. Beside
+    it lie the seconds of training that it took and, where one was given, its loss on held-out normals.
     Use as a context manager; leaving it waits for the last save to be on disk.
     """
 
-    def __init__(self, directory: str | Path, keep: int = 2):
+    def __init__(self, directory: str | Path):
         self.directory = Path(directory).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        # What matters of what Orbax logs, several times and with tracebacks, it also raises.
+        logging.get_absl_logger().addFilter(_not_of_orbax)
+        self._drop_damaged_losses()
+        options = ocp.CheckpointManagerOptions(
+            create=True,
+            best_fn=_negative_loss,
+            preservation_policy=AnyPreservationPolicy(
+                [LatestN(2), BestN(get_metric_fn=_negative_loss, n=1, keep_checkpoints_without_metrics=False)]
+            ),
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
         self._damaged: list[int] = []
 
     def __enter__(self) -> "Checkpoints":
@@ -28,41 +49,118 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            with self._failures_in_one_line():
+                self._manager.wait_until_finished()
+        finally:
+            self._manager.close()
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, seconds: float = 0.0, loss: float | None = None) -> None:
         """Starts saving `state` as `step`; a step that is already there is left alone.
 
         Checkpoints that `restore` found damaged are deleted first, since Orbax saves no step up to its newest one.
+        Raises RunFailed when this save, or the one before it in the background, cannot be written.
         """
-        while self._damaged:
-            self._manager.delete(self._damaged.pop())
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+        with self._failures_in_one_line():
+            while self._damaged:
+                self._manager.delete(self._damaged.pop())
+            if step not in self._manager.all_steps():
+                self._manager.save(
+                    step,
+                    args=ocp.args.StandardSave(state),
+                    metrics=None if loss is None else {"loss": loss},
+                    custom_metadata={"seconds": seconds},
+                )
 
     def latest(self) -> int | None:
         """The newest step on disk, or None."""
         return self._manager.latest_step()
 
-    def restore(self, like: Any) -> Any | None:
+    def seconds(self, step: int) -> float:
+        """The seconds of training, of all sessions, that led to `step`; 0 where they cannot be read."""
+        try:
+            return float(self._manager.metadata(step).custom_metadata["seconds"])
+        except Exception:  # As for damaged states.
+            return 0.0
+
+    def restore(self, like: Any, best: bool = False) -> Any | None:
         """The newest state that can be read, with the structure, shapes and shardings of `like`; None where there is none.
 
+        best: the state of least loss, where one was saved with a loss.
         A damaged checkpoint is passed over for the one before it, with a warning that names it. Raises InputError when
-        checkpoints exist and none can be read.
+        a checkpoint is of another model, and when checkpoints exist and none can be read.
         """
+        with self._failures_in_one_line():
+            self._manager.wait_until_finished()
         steps = sorted(self._manager.all_steps(), reverse=True)
+        order = sorted(steps, key=lambda step: step != self._manager.best_step()) if best else steps
         damaged = []
-        for step in steps:
+        for step in order:
             try:
+                self._check_shapes(step, like)
                 state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
+            except InputError:
+                raise
             except Exception as error:  # Orbax raises many kinds for damaged files.
-                first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-                logging.warning("checkpoint %s/%d cannot be read (%s)", self.directory, step, first_line)
+                logging.warning("checkpoint %s/%d cannot be read (%s)", self.directory, step, _reason(error))
                 damaged.append(step)
             else:
-                self._damaged = damaged
+                self._damaged = [bad for bad in damaged if bad > step]
                 return state
         if steps:
             raise InputError(f"{self.directory}: no checkpoint can be read (steps {steps}); remove it to start again")
         return None
+
+    def _check_shapes(self, step: int, like: Any) -> None:
+        there, asked = _shapes(self._manager.item_metadata(step).tree), _shapes(like)
+        differing = [name for name in {**asked, **there} if there.get(name) != asked.get(name)]
+        if differing:
+            shown = [f"{name} ({there.get(name, 'none')} there, {asked.get(name, 'none')} asked)" for name in differing]
+            more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+            raise InputError(
+                f"{self.directory}/{step}: holds another model, differing in {', '.join(shown[:3])}{more}; "
+                "choose another workdir"
+            )
+
+    def _drop_damaged_losses(self) -> None:
+        """Orbax opens no directory in which one of the losses cannot be read."""
+        for file in self.directory.glob("*/metrics/metrics"):
+            try:
+                float(json.loads(file.read_text())["loss"])
+            except (ValueError, KeyError, TypeError):
+                logging.warning("%s cannot be read; the checkpoint counts as one without a loss", file)
+                file.unlink(missing_ok=True)
+
+    @contextmanager
+    def _failures_in_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise RunFailed(
+                f"{self.directory}: a checkpoint cannot be written ({_reason(error)}); last good checkpoint: "
+                f"{max(self._manager.all_steps(read=True), default='none')}"
+            ) from error
+
+
+def _negative_loss(metrics: dict[str, float]) -> float:
+    return -metrics["loss"]
+
+
+def _not_of_orbax(record: LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
+def _reason(error: Exception) -> str:
+    """The operating system's words where they are somewhere in the message, else its first line."""
+    found = re.search(r"([^:]+) \[os_error_code=", str(error))
+    return found[1].strip() if found else (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path and shape of every array, whether the containers on the way are tuples or, as on disk, lists and dictionaries."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", "")))) for part in path)

@@ -2,20 +2,37 @@
 
 import json
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+
+from diffad_jax.errors import RunFailed
+
+FLUSH_SECONDS = 30.0
 
 
 class Log:
-    """Scalars by step, to `log.jsonl` and TensorBoard event files of one directory; appended to on a restart."""
+    """Scalars by step, to `log.jsonl` and TensorBoard event files of one directory; appended to on a restart.
+
+    Raises RunFailed where they cannot be written.
+    """
 
     def __init__(self, directory: str | Path):
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._lines = (directory / "log.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(directory / "tensorboard"))
+        self._directory = Path(directory)
+        with self._failures_in_one_line():
+            (self._directory / "tensorboard").mkdir(parents=True, exist_ok=True)
+            self._lines = (self._directory / "log.jsonl").open("a+b")
+            _drop_half_a_line(self._lines)
+            # Not SummaryWriter, whose thread dies when the disk is full and leaves the training waiting for it for ever.
+            self._board = EventsWriter(str(self._directory / "tensorboard" / "events"))
+        self._flushed = time.monotonic()
 
     def __enter__(self) -> "Log":
         return self
@@ -23,13 +40,33 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lines.close()
-        self._board.close()
+        # On a full disk closing fails too, which must not hide the error that tells so.
+        with suppress(OSError) if error else self._failures_in_one_line():
+            self._lines.close()
+            self._board.close()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one line {"step": ..., name: value, ...}; a value that is not finite becomes null, as JSON has none."""
         values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()])
+        with self._failures_in_one_line():
+            self._lines.write((json.dumps({"step": step, **values}) + "\n").encode())
+            self._lines.flush()
+            self._board.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+            if time.monotonic() > self._flushed + FLUSH_SECONDS:
+                self._board.flush()
+                self._flushed = time.monotonic()
+
+    @contextmanager
+    def _failures_in_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunFailed(f"{self._directory}: the log cannot be written ({error.strerror})") from error
+
+
+def _drop_half_a_line(lines: BinaryIO) -> None:
+    """Cuts off what a run that was killed, or had no room, began to write."""
+    lines.seek(0)
+    content = lines.read()
+    lines.truncate(content.rfind(b"\n") + 1)

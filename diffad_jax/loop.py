@@ -1,28 +1,52 @@
 """The training loop: batches in, log lines and checkpoints out. All arithmetic is in `training`."""
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.data.dataset import Rows
 from diffad_jax.data.pipeline import Batches, Pipeline, read_ahead
+from diffad_jax.errors import RunFailed
 from diffad_jax.logs import Log
 from diffad_jax.sharding import data_mesh, replicate, split
-from diffad_jax.training import Batch, TrainState, make_dispatch
+from diffad_jax.training import Batch, Params, TrainState, make_dispatch
 
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
 
 
-class Diverged(RuntimeError):
+class Diverged(RunFailed):
     """The loss or the gradient stopped being finite."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop, and its state is saved. exit_code: 128 + the signal's number, as shells have it."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} at step {step}, which is saved; repeat the command to go on"
+        )
+        self.exit_code = 128 + number
+
+
+class Fitted(NamedTuple):
+    """The state that a run ended with, and the seconds of training of all its sessions."""
+
+    state: TrainState
+    seconds: float
 
 
 def fit(
@@ -38,15 +62,20 @@ def fit(
     log_every: int = 50,
     checkpoint_every: int = 1000,
     pipeline: Pipeline | None = None,
+    validate: Callable[[Params], Array] | None = None,
+    keep: str = "last",
     progress: str | None = None,
-) -> TrainState:
+) -> Fitted:
     """Trains from the newest checkpoint of workdir, or from `state`, up to num_steps, and saves the last state.
 
     train: transformed normals, [N, ...]. steps_per_dispatch: steps compiled into one program. log_every and
-    checkpoint_every are rounded up to whole dispatches. progress: the label of a progress bar on standard error, or None.
+    checkpoint_every are rounded up to whole dispatches. validate: averaged parameters -> loss on held-out normals, asked at
+    every checkpoint. keep: "last" returns the last state, "best" the one of least held-out loss.
+    progress: the label of a progress bar on standard error, or None.
     Every log line tells, since the line before it, the steps per second and the part of the time in which the loop waited
-    for data.
-    Raises Diverged, with the last good checkpoint, when the loss or gradient norm is not finite.
+    for data. SIGTERM or SIGINT saves the state after the next dispatch and raises Stopped; a second one acts at once.
+    Raises Diverged, with the last good checkpoint, when a loss or the gradient norm is not finite, and RunFailed when a
+    checkpoint or log line cannot be written.
     """
     pipeline = pipeline or Pipeline()
     key = jax.random.key(seed)
@@ -55,36 +84,50 @@ def fit(
     place = jax.process_index() * share + np.arange(share)
     mesh = data_mesh(batch_size)
     key, state = replicate((key, state), mesh)
-    with Checkpoints(Path(workdir) / "checkpoints") as checkpoints, Log(workdir) as log:
+    with (
+        Checkpoints(Path(workdir) / "checkpoints") as checkpoints,
+        Log(workdir) if jax.process_index() == 0 else nullcontext() as log,
+        _Signals() as signals,
+    ):
         state = checkpoints.restore(state) or state
         first = step = int(state.step)
-        pending: tuple[int, dict[str, Array], bool] | None = None
-        bar = tqdm(
-            total=num_steps, initial=first, desc=progress, disable=progress is None, unit="step", mininterval=0.5
-        )
-        waited = 0.0
-        line = first, time.perf_counter()
+        seconds = checkpoints.seconds(first)
+        pending: tuple[int, dict[str, Array], Array | int, bool] | None = None
+        waited, stop = 0.0, 0
+        started = time.perf_counter()
+        line = first, started
+
+        def check(at: int, values: dict[str, float]) -> None:
+            if not all(map(math.isfinite, values.values())):
+                found = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+                raise Diverged(
+                    f"step {at}: {found}; last good checkpoint: {checkpoints.latest() or 'none'}. Likely causes: learning "
+                    "rate too high, too little warm-up, values far outside the expected range in the training data"
+                )
 
         def read() -> None:
             """Waits for the metrics of the pending dispatch, checks them, shows them and, where it is time, logs them."""
-            nonlocal pending, waited, line
+            nonlocal pending, waited, stop, line
             if pending is None:
                 return
-            (at, metrics, write), pending = pending, None
+            (at, metrics, signalled, write), pending = pending, None
             values = {name: float(value) for name, value in metrics.items()}
-            if not all(map(math.isfinite, values.values())):
-                bar.close()
-                raise Diverged(
-                    f"step {at}: loss {values['loss']}, gradient norm {values['grad_norm']}; last good checkpoint: "
-                    f"{checkpoints.latest() or 'none'}. Likely causes: learning rate too high, too little warm-up, "
-                    "values far outside the expected range in the training data"
-                )
+            check(at, values)
+            stop = int(signalled)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-            if write:
+            if write and log:
                 now = time.perf_counter()
                 rate, data_wait = (at - line[0]) / (now - line[1]), waited / (now - line[1])
                 log.write(at, {**values, "steps_per_second": rate, "data_wait": data_wait})
                 waited, line = 0.0, (at, now)
+
+        def save(with_loss: bool = True) -> None:
+            read()
+            losses = {"validation_loss": float(validate(state.ema))} if validate and with_loss else {}
+            check(step, losses)
+            if losses and log:
+                log.write(step, losses)
+            checkpoints.save(step, state, seconds + time.perf_counter() - started, losses.get("validation_loss"))
 
         batches = Batches(
             train,
@@ -97,7 +140,12 @@ def fit(
             jax.process_index(),
             jax.process_count(),
         )
-        with read_ahead(batches, pipeline) as stream:
+        with (
+            tqdm(
+                total=num_steps, initial=first, desc=progress, disable=progress is None, unit="step", mininterval=0.5
+            ) as bar,
+            read_ahead(batches, pipeline) as stream,
+        ):
             while step < num_steps:
                 asked = time.perf_counter()
                 x_0 = next(stream)
@@ -110,17 +158,53 @@ def fit(
                 # The metrics of the dispatch before are read while this one runs, so that the device never waits for us.
                 read()
                 step += count
-                pending = step, metrics, _crosses(step, count, log_every) or step == num_steps
+                pending = step, metrics, signals.anywhere(), _crosses(step, count, log_every) or step == num_steps
                 bar.update(count)
-                if _crosses(step, count, checkpoint_every) and step < num_steps:
-                    read()
-                    checkpoints.save(step, state)
-        read()
-        bar.close()
-        checkpoints.save(num_steps, state)
-    return state
+                if step == num_steps or _crosses(step, count, checkpoint_every):
+                    save()
+                if stop:
+                    # Without a loss: which checkpoint is best must not depend on where a run was stopped.
+                    save(with_loss=False)
+                    raise Stopped(stop, step)
+        if keep == "best":
+            state = checkpoints.restore(state, best=True) or state
+    return Fitted(state, seconds + time.perf_counter() - started)
 
 
 def _crosses(step: int, count: int, every: int) -> bool:
     """Whether a multiple of `every` lies in (step - count, step]."""
     return step // every > (step - count) // every
+
+
+_largest = jax.jit(jnp.max)
+
+
+class _Signals:
+    """Notes the first SIGTERM or SIGINT while it is entered; the second acts as it would have without."""
+
+    received = 0
+
+    def anywhere(self) -> Array | int:
+        """The signal that any process received, or 0: all processes learn of it from the same call, and so stop together."""
+        if jax.process_count() == 1:
+            return self.received
+        everywhere = Mesh(np.asarray(jax.devices()), ("devices",))
+        own = np.full(jax.local_device_count(), self.received, np.int32)
+        each = jax.make_array_from_process_local_data(NamedSharding(everywhere, PartitionSpec("devices")), own)
+        return _largest(each)
+
+    def __enter__(self) -> "_Signals":
+        # Python hears signals in the main thread alone.
+        numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self.__exit__(None, None, None)

@@ -1,6 +1,6 @@
 """A run: one config, one training set, one work directory. The story of training; `detector` uses what it leaves."""
 
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,19 +12,26 @@ from ml_collections import ConfigDict
 
 from diffad_jax import samplers
 from diffad_jax.assembly import System, assemble
-from diffad_jax.build import build
+from diffad_jax.build import build, nearest
+from diffad_jax.calibration import COMBINATIONS
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Dataset
-from diffad_jax.data.pipeline import Pipeline
+from diffad_jax.data.pipeline import Chosen, Pipeline
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_calibration, make_levels
 from diffad_jax.loop import fit
-from diffad_jax.training import Params, TrainState, init_state, make_optimizer, make_train_step
+from diffad_jax.noise import keys_for
+from diffad_jax.sharding import data_mesh, split
+from diffad_jax.training import Loss, Params, TrainState, init_state, make_optimizer, make_train_step
 from diffad_jax.workdir import Statistics, save_config
 
 
 class Training(NamedTuple):
-    """config.training: how long, in what portions, and what is averaged. See `loop.fit` and `training.make_train_step`."""
+    """config.training: how long, in what portions, and what is averaged. See `loop.fit` and `training.make_train_step`.
+
+    validation_rows: evenly spaced training rows that are held out, and on which every checkpoint's averaged parameters get a
+    loss. keep: the checkpoint that becomes the model, "last" or "best" by that loss.
+    """
 
     num_steps: int
     batch_size: int = 64
@@ -33,14 +40,23 @@ class Training(NamedTuple):
     accumulate: int = 1
     log_every: int = 50
     checkpoint_every: int = 1000
+    validation_rows: int = 0
+    keep: str = "last"
 
 
 class Scoring(NamedTuple):
-    """config.scoring: how many data are scored at once, how many training normals calibrate the score, and from which time
-    and in how many steps the reconstructions of a report are made."""
+    """config.scoring: how scores become one number, and what reports show.
+
+    batch_size: data scored at once. calibration_rows: training normals that the calibration and the threshold are fitted on.
+    combination: "standardised_mean" or "typicality", see `calibration`. smoothing: standard deviation in pixels of the
+    Gaussian that smooths heat maps. picture_time, picture_steps: from which time, and in how many steps, the
+    reconstructions of a report are made.
+    """
 
     batch_size: int = 256
     calibration_rows: int = 256
+    combination: str = "standardised_mean"
+    smoothing: float = 0.0
     picture_time: float = 0.5
     picture_steps: int = 10
 
@@ -49,7 +65,11 @@ def start(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, TrainStat
     """The system, the state before the first step, the compiled-to-be train step and the training settings."""
     system = assemble(config, shape)
     training: Training = build("training", {"Training": Training}, {"name": "Training", **config.training})
-    _check_counts("training", training)
+    _check_counts("training", training, may_be_0=("validation_rows",))
+    if training.keep not in ("last", "best"):
+        raise InputError(f"config.training.keep: found {training.keep!r}, allowed are 'last' and 'best'")
+    if training.keep == "best" and not training.validation_rows:
+        raise InputError("config.training.keep: 'best' needs config.training.validation_rows, found 0")
     if training.batch_size % training.accumulate:
         raise InputError(
             f"config.training.accumulate: found {training.accumulate}, which does not divide batch_size {training.batch_size}"
@@ -85,12 +105,12 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     system, state, step, settings = start(config, dataset.train.shape[1:])
     check(system, state.params, dataset.train.shape[1:])
     save_config(workdir, config)
-    train_rows = transform.view(dataset.train)
-    started = time.perf_counter()
-    state = fit(
+    rows = transform.view(dataset.train)
+    chosen, held_out = _hold_out(len(rows), settings.validation_rows)
+    fitted = fit(
         step,
         state,
-        train_rows,
+        Chosen(rows, chosen) if len(held_out) else rows,
         workdir,
         seed=config.seed,
         num_steps=settings.num_steps,
@@ -99,21 +119,61 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
         pipeline=pipeline,
+        validate=make_validate(system.loss, rows[held_out], config.seed, settings.batch_size)
+        if len(held_out)
+        else None,
+        keep=settings.keep,
         progress=dataset.name if progress else None,
     )
-    seconds = time.perf_counter() - started
-    # Evenly spaced rows, so that files sorted by class are represented whole.
-    rows = np.linspace(0, len(train_rows) - 1, min(scoring.calibration_rows, len(train_rows))).round().astype(int)
-    levels = make_levels(system, state.ema, config.seed, scoring.batch_size)(train_rows[rows])
-    calibration, threshold = fit_calibration(levels)
-    facts = {"n_train": len(train_rows), "seconds_train": seconds}
+    calibration_rows = rows[_evenly_spaced(len(rows), scoring.calibration_rows)]
+    levels = make_levels(system, fitted.state.ema, config.seed, scoring.batch_size)(calibration_rows)
+    calibration, threshold = fit_calibration(levels, scoring.combination)
+    facts = {"n_train": len(rows), "seconds_train": fitted.seconds}
     Statistics(transform, calibration, threshold, facts).save(workdir)
+
+
+def make_validate(loss: Loss, x_0: np.ndarray, seed: int, batch_size: int) -> Callable[[Params], Array]:
+    """Parameters -> mean loss on the rows x_0 [N, ...], with the same noise each time.
+
+    The rows are taken round and round until they fill whole batches; u_i = i phi mod 1 spreads the noise levels evenly over
+    them in any order.
+    """
+    count = -(-len(x_0) // batch_size)
+    place = np.arange(count * batch_size)
+    u = np.asarray(place * (5**0.5 - 1) / 2 % 1, np.float32)
+    keys = keys_for(jax.random.fold_in(jax.random.key(seed), len(x_0)), jnp.asarray(place))
+    compiled = jax.jit(lambda params, x, u, keys: loss(params, x, u, keys).mean())
+    mesh = data_mesh(batch_size)
+
+    def validate(params: Params) -> Array:
+        parts = (slice(i * batch_size, (i + 1) * batch_size) for i in range(count))
+        losses = [compiled(params, *split((x_0[place[part] % len(x_0)], u[part], keys[part]), mesh)) for part in parts]
+        return jnp.stack(losses).mean()
+
+    return validate
+
+
+def _evenly_spaced(count: int, wanted: int) -> np.ndarray:
+    """Up to `wanted` of the numbers below `count`: files sorted by class are represented whole."""
+    return np.linspace(0, count - 1, min(wanted, count)).round().astype(int)
+
+
+def _hold_out(count: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers below `count`, parted into those to train on and `wanted` to validate on."""
+    if wanted > count // 2:
+        raise InputError(f"config.training.validation_rows: found {wanted}, allowed is up to half of the {count} rows")
+    held_out = _evenly_spaced(count, wanted)
+    return np.setdiff1d(np.arange(count), held_out), held_out
 
 
 def scoring_of(config: ConfigDict) -> Scoring:
     """config.scoring, checked."""
     scoring: Scoring = build("scoring", {"Scoring": Scoring}, {"name": "Scoring", **config.scoring})
     _check_counts("scoring", scoring)
+    if scoring.combination not in COMBINATIONS:
+        raise InputError(
+            f"config.scoring.combination: found {scoring.combination!r}; {nearest(scoring.combination, COMBINATIONS)}"
+        )
     return scoring
 
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffad_jax.calibration import Calibration
 from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
-from diffad_jax.scores import Calibration
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -49,7 +49,10 @@ def save_config(workdir: Path, config: ConfigDict) -> None:
         if differing:
             shown = ", ".join(f"{key} ({there.get(key)!r} there, {asked.get(key)!r} asked)" for key in differing)
             raise InputError(f"{path}: holds another run's config, differing in {shown}; choose another workdir")
-    save_json(path, new)
+    try:
+        save_json(path, new)
+    except OSError as error:
+        raise InputError(f"{workdir}: cannot be a work directory ({error.strerror})") from error
 
 
 def load_config(workdir: Path) -> ConfigDict:

@@ -1,6 +1,7 @@
 """How every command starts: flags in, one clear line and an exit code out.
 
-Exit codes: 0 success, 1 the run failed (it diverged, say), 2 bad input.
+Exit codes: 0 success, 1 the run failed (it diverged, the disk is full), 2 bad input, 143 and 130 stopped by SIGTERM or SIGINT
+with its state saved: the same command goes on.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from diffad_jax.build import nearest
-from diffad_jax.errors import InputError
-from diffad_jax.loop import Diverged
+from diffad_jax.errors import InputError, RunFailed
+from diffad_jax.loop import Stopped
 
 
 def config_flag(default: str | None = None) -> flags.FlagHolder:
@@ -61,8 +62,14 @@ def run(main: Callable[[list[str]], None]) -> None:
             main(argv)
         except InputError as error:
             _fail(str(error))
-        except Diverged as error:
+        except RunFailed as error:
             _fail(str(error), code=1)
+        except OSError as error:
+            # Of the machine rather than of the user: no room, no right to write, a network disk that went away.
+            _fail(f"{error.filename or 'a file'}: {error.strerror or error}", code=1)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(stopped.exit_code)
 
     app.run(guarded, flags_parser=parse)
 

@@ -2,9 +2,16 @@
 
 import json
 import logging
+import os
+import resource
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +19,14 @@ import numpy as np
 import optax
 import pytest
 from jax import Array
+from processes import with_devices
 
 from diffad_jax.checkpoint import Checkpoints
-from diffad_jax.data.pipeline import batch_rows
-from diffad_jax.errors import InputError
-from diffad_jax.loop import Diverged, TrainStep, fit
+from diffad_jax.data.dataset import Rows
+from diffad_jax.data.pipeline import Pipeline, batch_rows
+from diffad_jax.errors import InputError, RunFailed
+from diffad_jax.logs import Log
+from diffad_jax.loop import Diverged, Fitted, Stopped, TrainStep, fit
 from diffad_jax.noise import gaussian
 from diffad_jax.training import Batch, Params, TrainState, init_state, make_train_step
 
@@ -37,18 +47,22 @@ STEP = make_train_step(regression, OPTIMIZER, B)
 
 
 def run(workdir: Path, num_steps: int, train_step: TrainStep = STEP, steps_per_dispatch: int = 1) -> TrainState:
-    return fit(
-        train_step,
-        start(),
-        DATA,
-        workdir,
-        seed=3,
-        num_steps=num_steps,
-        batch_size=B,
-        steps_per_dispatch=steps_per_dispatch,
-        log_every=5,
-        checkpoint_every=10,
-    )
+    return fitted(workdir, num_steps, train_step, steps_per_dispatch=steps_per_dispatch).state
+
+
+def fitted(workdir: Path, num_steps: int, train_step: TrainStep = STEP, train: Rows = DATA, **options: Any) -> Fitted:
+    settings = {"seed": 3, "batch_size": B, "log_every": 5, "checkpoint_every": 10}
+    return fit(train_step, start(), train, workdir, num_steps=num_steps, **settings, **options)
+
+
+def calling(function: Callable[[int], object]) -> TrainStep:
+    """The train step, which calls `function` with the number of steps before it."""
+
+    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
+        jax.debug.callback(lambda at: function(int(at)), state.step)
+        return STEP(state, batch, key)
+
+    return step
 
 
 def assert_same(one: TrainState, other: TrainState) -> None:
@@ -106,12 +120,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, per_dis
     stopped = tmp_path / "stopped"
     run(stopped, 12, steps_per_dispatch=per_dispatch)
     seen: list[int] = []
-
-    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
-        jax.debug.callback(lambda at: seen.append(int(at)), state.step)
-        return STEP(state, batch, key)
-
-    continued = run(stopped, 30, step, steps_per_dispatch=per_dispatch)
+    continued = run(stopped, 30, calling(seen.append), steps_per_dispatch=per_dispatch)
     jax.effects_barrier()
     assert sorted(seen) == list(range(12, 30))
     assert_same(continued, run(tmp_path / "unbroken", 30, steps_per_dispatch=per_dispatch))
@@ -136,6 +145,18 @@ def truncate(file: Path) -> None:
 
 def overwrite(file: Path) -> None:
     file.write_bytes(b"\xff" * file.stat().st_size)
+
+
+def test_whichever_file_of_the_newest_checkpoint_is_cut_short_the_run_goes_on(
+    tmp_path: Path, unbroken: tuple[Path, TrainState]
+) -> None:
+    files = [file for file in (unbroken[0] / "checkpoints" / "30").rglob("*") if file.is_file() and file.stat().st_size]
+    assert len(files) > 5
+    for number, file in enumerate(files):
+        workdir = tmp_path / str(number)
+        shutil.copytree(unbroken[0], workdir)
+        truncate(workdir / file.relative_to(unbroken[0]))
+        assert_same(run(workdir, 30), unbroken[1])
 
 
 @pytest.mark.parametrize("damage", [truncate, overwrite, Path.unlink])
@@ -170,6 +191,83 @@ def test_when_no_checkpoint_can_be_read_nothing_is_overwritten(
     assert saved(tmp_path) == {20, 30}
 
 
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, unbroken: tuple[Path, TrainState]) -> None:
+    shutil.copytree(unbroken[0], tmp_path, dirs_exist_ok=True)
+    other = init_state({"w": jnp.eye(D), "b": jnp.zeros(D + 1), "c": jnp.zeros(2)}, OPTIMIZER)
+    with pytest.raises(InputError) as refused:
+        fit(STEP, other, DATA, tmp_path, seed=3, num_steps=30, batch_size=B)
+    assert "30: holds another model" in str(refused.value)
+    assert "params.b ((4,) there, (5,) asked)" in str(refused.value)
+    assert "params.c (none there, (2,) asked)" in str(refused.value) and "and 5 more" in str(refused.value)
+    assert "params.w" not in str(refused.value) and saved(tmp_path) == {20, 30}
+
+
+def continued_on_all_devices(workdir: Path) -> tuple[int, TrainState]:
+    return jax.device_count(), jax.tree.map(np.asarray, run(workdir, 30))
+
+
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path: Path, unbroken: tuple[Path, TrainState]) -> None:
+    run(tmp_path, 12)
+    count, state = with_devices(8, continued_on_all_devices, tmp_path)
+    assert (jax.device_count(), count) == (1, 8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state, unbroken[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_where_it_was(
+    tmp_path: Path, unbroken: tuple[Path, TrainState], number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=f"stopped by {number.name} at step 1[5-9]") as stopped:
+        run(tmp_path, 30, calling(lambda at: at == 14 and os.kill(os.getpid(), number)))
+    assert stopped.value.exit_code == 128 + number and signal.getsignal(number) == before
+    (at,) = saved(tmp_path) - {10}
+    assert f"at step {at}," in str(stopped.value)
+    assert_same(run(tmp_path, 30), unbroken[1])
+
+
+# --- the best ----------------------------------------------------------------------------------------------------------
+
+
+def loss_by_step(losses: dict[int, float]) -> Callable[[Params], float]:
+    """A held-out loss that goes through the given values, one a checkpoint."""
+    values = iter(losses.values())
+    return lambda params: next(values)
+
+
+LOSSES = {10: 0.3, 20: 0.1, 30: 0.4, 40: 0.2, 50: 0.3}
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    last = fitted(tmp_path / "last", 50, validate=loss_by_step(LOSSES), keep="last").state
+    best = fitted(tmp_path / "best", 50, validate=loss_by_step(LOSSES), keep="best").state
+    assert saved(tmp_path / "best") == {20, 40, 50}
+    assert_same(last, run(tmp_path / "50", 50))
+    assert_same(best, run(tmp_path / "20", 20))
+    logged = {line["step"]: line["validation_loss"] for line in lines(tmp_path / "best") if "validation_loss" in line}
+    assert logged == LOSSES
+    # A finished run chooses the same one again; one that lost the best chooses the next that is there.
+    assert_same(fitted(tmp_path / "best", 50, validate=loss_by_step({}), keep="best").state, best)
+    shutil.rmtree(tmp_path / "best" / "checkpoints" / "20")
+    assert_same(fitted(tmp_path / "best", 50, keep="best").state, run(tmp_path / "40", 40))
+
+
+def test_where_a_run_was_stopped_has_no_say_in_what_is_best(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        stop = calling(lambda at: at == 14 and os.kill(os.getpid(), signal.SIGTERM))
+        fitted(tmp_path, 50, stop, validate=loss_by_step({10: 0.3}), keep="best")
+    rest = {at: loss for at, loss in LOSSES.items() if at > 10}
+    assert_same(fitted(tmp_path, 50, validate=loss_by_step(rest), keep="best").state, run(tmp_path / "20", 20))
+
+
+def test_a_damaged_loss_costs_no_more_than_the_loss(tmp_path: Path, warnings_of_absl: pytest.LogCaptureFixture) -> None:
+    state = fitted(tmp_path, 50, validate=loss_by_step(LOSSES)).state
+    truncate(tmp_path / "checkpoints" / "20" / "metrics" / "metrics")
+    assert_same(fitted(tmp_path, 50, keep="best").state, run(tmp_path / "40", 40))
+    assert_same(fitted(tmp_path, 50).state, state)
+    assert "20/metrics/metrics cannot be read" in warnings_of_absl.text
+
+
 # --- what is written down --------------------------------------------------------------------------------------------
 
 
@@ -179,7 +277,9 @@ def test_a_line_is_logged_for_every_five_steps_and_the_last(
 ) -> None:
     run(tmp_path, 12, steps_per_dispatch=per_dispatch)
     assert [line["step"] for line in lines(tmp_path)] == expected
-    assert all(line.keys() == {"step", "loss", "grad_norm", "steps_per_second", "data_wait"} for line in lines(tmp_path))
+    assert all(
+        line.keys() == {"step", "loss", "grad_norm", "steps_per_second", "data_wait"} for line in lines(tmp_path)
+    )
 
 
 @pytest.mark.parametrize(("quantity", "per_dispatch", "found_at"), [("loss", 1, 18), ("grad_norm", 4, 20)])
@@ -199,6 +299,97 @@ def test_a_run_that_diverges_stops_and_keeps_what_was_good(
     (good,) = saved(tmp_path)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert_same(checkpoints.restore(start()), run(tmp_path / "good", good, steps_per_dispatch=per_dispatch))
+
+
+def test_a_held_out_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"^step 20: validation loss nan; last good checkpoint: 10\b"):
+        fitted(tmp_path, 50, validate=loss_by_step({10: 0.1, 20: np.nan}))
+    assert saved(tmp_path) == {10}
+
+
+def test_the_seconds_are_those_of_all_sessions(tmp_path: Path) -> None:
+    whole = fitted(tmp_path, 5, calling(lambda at: time.sleep(0.2))).seconds
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        saved_with = checkpoints.seconds(5)
+    assert 1 < saved_with < whole
+    assert saved_with <= fitted(tmp_path, 5).seconds < fitted(tmp_path, 10).seconds
+
+
+@dataclass
+class SlowRows:
+    """Rows that take their time, and that vanish after a number of batches."""
+
+    seconds: float = 0.0
+    batches_left: int = 1000
+    shape = DATA.shape
+    dtype = DATA.dtype
+
+    def __len__(self) -> int:
+        return len(DATA)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        time.sleep(self.seconds)
+        self.batches_left -= 1
+        if self.batches_left < 0:
+            raise InputError("pictures/7.png: no such file")
+        return DATA[index]
+
+    def __array__(self, dtype: None = None, /, *, copy: bool | None = None) -> np.ndarray:
+        raise AssertionError("all rows at once")
+
+
+def test_the_time_spent_waiting_for_data_is_logged(tmp_path: Path) -> None:
+    fitted(tmp_path / "slow", 20, train=SlowRows(0.1), pipeline=Pipeline(threads=1))
+    fitted(tmp_path / "fast", 20, calling(lambda at: time.sleep(0.05)))
+    # The first lines hold the compilation.
+    slow, fast = (lines(tmp_path / name)[-1]["data_wait"] for name in ("slow", "fast"))
+    assert fast < 0.3 < 0.6 < slow <= 1
+
+
+def test_half_a_log_line_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 5}\n{"step": 10, "lo')
+    with Log(tmp_path) as log:
+        log.write(10, {"loss": 1.0})
+    assert lines(tmp_path) == [{"step": 5}, {"step": 10, "loss": 1.0}]
+
+
+# --- what can go wrong around a run ----------------------------------------------------------------------------------
+
+
+def test_data_that_vanish_leave_what_was_saved(tmp_path: Path, unbroken: tuple[Path, TrainState]) -> None:
+    with pytest.raises(InputError, match="^pictures/7.png: no such file"):
+        fitted(tmp_path, 30, train=SlowRows(batches_left=27))
+    assert saved(tmp_path) == {10, 20}
+    assert_same(run(tmp_path, 30), unbroken[1])
+
+
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """The operating system refuses to write more, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_checkpoints_that_cannot_be_written_end_the_run(
+    tmp_path: Path, unbroken: tuple[Path, TrainState], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, 12)
+    with files_no_larger_than(1000), pytest.raises(RunFailed, match=r"checkpoints: .*\(File too large\).*: 12$"):
+        run(tmp_path, 30)
+    assert "Traceback" not in capfd.readouterr().err
+    assert_same(run(tmp_path, 30), unbroken[1])
+
+
+def test_a_log_that_cannot_be_written_ends_the_run(tmp_path: Path, unbroken: tuple[Path, TrainState]) -> None:
+    run(tmp_path, 12)
+    with files_no_larger_than(400), pytest.raises(RunFailed, match="the log cannot be written .File too large"):
+        run(tmp_path, 30)
+    assert_same(run(tmp_path, 30), unbroken[1])
+    assert [line["step"] for line in lines(tmp_path)][-3:] == [20, 25, 30]
 
 
 def test_an_enormous_learning_rate_diverges(tmp_path: Path) -> None:
