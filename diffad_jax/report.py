@@ -50,7 +50,6 @@ thead th, thead th:first-child { color: var(--muted); font-size: .85rem; font-we
   background: var(--tint); }
 .methods tbody tr:first-child th, .settings thead th:nth-child(2), .groups thead th:nth-child(3) {
   color: var(--accent); font-weight: 700; }
-.pixels :is(td, th):nth-child(2) { background: none; } .pixels thead th:nth-child(2) { color: var(--muted); }
 .settings tbody tr:last-child :is(td, th) { border-top: 2px solid var(--ink); }
 .settings tbody tr:last-child th, .best { font-weight: 700; }
 small { color: var(--muted); font-weight: 400; } td > small { display: block; line-height: 1.2; }
@@ -253,7 +252,7 @@ def _overview(results: Sequence[Result], measured: list[ByMethod]) -> str:
         best = values == np.nan_to_num(values, nan=-1.0).max(axis=1, keepdims=True)
         rows = [(n, list(map(_percent, v)), list(b)) for n, v, b in zip([*links, "mean"], values, best, strict=True)]
         tables += table_html("settings", [f"{METRICS[key]} (%)", *methods], rows)
-    tables += _pixels("settings pixels", _pixel_lines(results))
+    tables += _pixels("", _pixel_lines(results))
     return f'<section><h2>All settings</h2><div class="tables">{tables}</div></section>'
 
 
