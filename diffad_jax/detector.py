@@ -1,6 +1,6 @@
-"""A trained detector, read from the work directory of its run: scores, samples, explanations."""
+"""A trained detector, read from the work directory of its run: scores, heat maps, samples, explanations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,15 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
+from scipy.ndimage import gaussian_filter
 
 from diffad_jax.assembly import System
+from diffad_jax.calibration import COMBINATIONS
 from diffad_jax.checkpoint import Checkpoints
+from diffad_jax.data.dataset import Rows
 from diffad_jax.errors import InputError
-from diffad_jax.evaluation import make_levels
+from diffad_jax.evaluation import Reading, make_levels, make_reader
 from diffad_jax.noise import fold_in, gaussian, keys_for
 from diffad_jax.runs import scoring_of, start
 from diffad_jax.samplers import sample, uniform
-from diffad_jax.scores import combine, l2, reconstruct
+from diffad_jax.scores import reconstruct
 from diffad_jax.training import Params
 from diffad_jax.workdir import Statistics, load_config
 
@@ -30,14 +33,31 @@ class Trained(NamedTuple):
     params: Params
     statistics: Statistics
 
-    def score(self, raw: np.ndarray) -> np.ndarray:
+    def score(self, raw: Rows) -> np.ndarray:
         """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so."""
-        x = self.statistics.transform.apply(raw)
-        levels = make_levels(self.system, self.params, self.config.seed, scoring_of(self.config).batch_size)(x)
-        return np.asarray(combine(self.statistics.calibration, jnp.asarray(levels)))
+        settings = scoring_of(self.config)
+        levels = make_levels(self.system, self.params, self.config.seed, settings.batch_size)
+        found = jnp.asarray(levels(self.statistics.transform.view(raw)))
+        return np.asarray(COMBINATIONS[settings.combination](self.statistics.calibration, found))
 
-    def score_each(self, raw_sets: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def read(self, raw: Rows) -> Iterator[Reading]:
+        """Scores and smoothed heat maps of raw pictures [N, H, W, C], batch after batch, in bounded memory.
+
+        Where the score has no map, the maps are [B].
+        """
+        settings = scoring_of(self.config)
+        calibration = self.statistics.calibration
+        arguments = (calibration, settings.combination, self.config.seed, settings.batch_size)
+        reader = make_reader(self.system, self.params, *arguments)
+        for scores, maps in reader(self.statistics.transform.view(raw)):
+            if settings.smoothing and maps.ndim == 3:
+                maps = gaussian_filter(maps, settings.smoothing, axes=(1, 2))
+            yield Reading(scores, maps)
+
+    def score_each(self, raw_sets: Sequence[Rows]) -> list[np.ndarray]:
         """The scores of several sets. A row that stands in more than one is scored once: its score depends on it alone."""
+        if len(raw_sets) == 1 or not all(isinstance(raw, np.ndarray) for raw in raw_sets):
+            return [self.score(raw) for raw in raw_sets]
         rows = np.concatenate([np.ascontiguousarray(raw).reshape(len(raw), -1) for raw in raw_sets])
         as_bytes = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
         _, first, place = np.unique(as_bytes, return_index=True, return_inverse=True)
@@ -57,23 +77,24 @@ class Trained(NamedTuple):
         return np.asarray(draw(self.params))
 
     def explain(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """For pictures [K, H, W, C]: (x_0, x_t, reconstruction, error map [K, H, W]), the first three in model range.
+        """For pictures [K, H, W, C]: (x_0, x_t, reconstruction, heat map [K, H, W]), the first three in model range.
 
-        The error map is the combined score map, or the squared error of the reconstruction where the score has no map.
+        The heat map is the squared error of the reconstruction where the score has no map.
         """
         settings, key = scoring_of(self.config), jax.random.key(self.config.seed)
-        system, calibration = self.system, self.statistics.calibration
+        system = self.system
 
         @jax.jit
-        def explain(params: Params, x_0: Array) -> tuple[Array, Array, Array]:
-            denoise, t = system.denoise(params), jnp.asarray(settings.picture_time, x_0.dtype)
-            x_t, x = reconstruct(system.process, system.sampler, denoise, x_0, t, settings.picture_steps, key)
-            maps = system.score.maps(denoise, x_0, key)
-            return x_t, x, combine(calibration, maps) if maps.ndim > 2 else l2(x_0, x)
+        def reconstructed(params: Params, x_0: Array) -> tuple[Array, Array]:
+            t = jnp.asarray(settings.picture_time, x_0.dtype)
+            return reconstruct(
+                system.process, system.sampler, system.denoise(params), x_0, t, settings.picture_steps, key
+            )
 
         x_0 = self.statistics.transform.apply(raw)
-        x_t, x, error = explain(self.params, jnp.asarray(x_0))
-        return x_0, np.asarray(x_t), np.asarray(x), np.asarray(error)
+        x_t, x = map(np.asarray, reconstructed(self.params, jnp.asarray(x_0)))
+        heat = np.concatenate([reading.maps for reading in self.read(raw)])
+        return x_0, x_t, x, heat if heat.ndim == 3 else ((x - x_0) ** 2).mean(axis=-1)
 
 
 def load(workdir: Path) -> Trained:

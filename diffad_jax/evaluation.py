@@ -1,43 +1,88 @@
-"""Scoring of whole data sets with a trained model: batches, padding, calibration and threshold."""
+"""Scoring of whole data sets with a trained model: batches read ahead, padding, calibration and threshold."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from diffad_jax.assembly import System
+from diffad_jax.calibration import COMBINATIONS, Calibration, calibrate, per_datum, standardised_mean
+from diffad_jax.data.dataset import Rows
 from diffad_jax.metrics import threshold
-from diffad_jax.scores import Calibration, calibrate, combine, per_datum
 from diffad_jax.sharding import data_mesh, replicate, split
 from diffad_jax.training import Params
 
 
-def make_levels(system: System, params: Params, seed: int, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from transformed data [N, ...] to the scores of each level, [L, N]. See `in_batches` for the batching."""
-    compiled = jax.jit(lambda p, x, key: per_datum(system.score.maps(system.denoise(p), x, key)))
+def make_levels(system: System, params: Params, seed: int, batch_size: int) -> Callable[[Rows], np.ndarray]:
+    """A function from transformed data [N, ...] to the mean over pixels of each level, [L, N]."""
+    compiled = jax.jit(lambda p, x, key: per_datum(system.score.maps(system.denoise(p), x, key)).T)
     mesh = data_mesh(batch_size)
     params, key = replicate((params, jax.random.key(seed)), mesh)
-    return partial(in_batches, lambda x: compiled(params, split(x, mesh), key), batch_size=batch_size)
+
+    return lambda x: joined(lambda x: compiled(params, split(x, mesh), key), x, batch_size).T
 
 
-def in_batches(function: Callable[[np.ndarray], Array], x: np.ndarray, batch_size: int) -> np.ndarray:
-    """function over batches of x [N, ...]; its results [L, B] are joined to [L, N].
+class Reading(NamedTuple):
+    """What the model says of a batch: scores [B], and heat maps [B, H, W], or [B] where the score has no map."""
 
-    The last batch is filled up with copies of its first row, which are cut off again: one shape, one compilation.
+    scores: np.ndarray
+    maps: np.ndarray
+
+
+def make_reader(
+    system: System, params: Params, calibration: Calibration, combination: str, seed: int, batch_size: int
+) -> Callable[[Rows], Iterator[Reading]]:
+    """A function from transformed data [N, ...] to readings of at most batch_size data each, in order.
+
+    The heat map is the mean of the standardised levels, whatever `combination` makes of them for the score.
     """
-    results = []
-    for start in range(0, len(x), batch_size):
-        batch = x[start : start + batch_size]
+
+    @jax.jit
+    def compiled(params: Params, calibration: Calibration, x: Array, key: Array) -> Reading:
+        maps = system.score.maps(system.denoise(params), x, key)
+        scores = COMBINATIONS[combination](calibration, per_datum(maps))
+        return Reading(scores, standardised_mean(calibration, maps))  # type: ignore[arg-type]
+
+    mesh = data_mesh(batch_size)
+    params, calibration, key = replicate((params, calibration, jax.random.key(seed)), mesh)
+    return lambda x: in_batches(lambda x: compiled(params, calibration, split(x, mesh), key), x, batch_size)
+
+
+def in_batches(function: Callable[[np.ndarray], Any], x: Rows, batch_size: int) -> Iterator[Any]:
+    """The results of function over batches of x [N, ...]: trees of arrays [B, ...], the last ones cut to what is left.
+
+    The last batch is filled up with copies of its first row, which are cut off again: one shape, one compilation. Batches
+    are read ahead in a thread, and results are fetched one batch late, so that the device waits for neither.
+    """
+    reads = grain.MapDataset.range(0, len(x), batch_size).map(lambda start: x[start : start + batch_size])
+    pending: tuple[Any, int] | None = None
+    for batch in reads.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)):
         filler = np.repeat(batch[:1], batch_size - len(batch), axis=0)
-        # Fetching waits for the device; the results of this batch are fetched after the next one has been sent.
-        results.append((function(np.concatenate([batch, filler])), len(batch)))
-    return np.concatenate([np.asarray(result)[:, :count] for result, count in results], axis=1)
+        result = function(np.concatenate([batch, filler])), len(batch)
+        if pending is not None:
+            yield _fetched(*pending)
+        pending = result
+    if pending is not None:
+        yield _fetched(*pending)
 
 
-def fit_calibration(levels: np.ndarray, quantile: float = 0.95) -> tuple[Calibration, float]:
-    """Calibration, and the threshold on the combined score, from the level scores [L, N] of training normals."""
-    calibration = calibrate(jnp.asarray(levels))
-    return calibration, threshold(np.asarray(combine(calibration, jnp.asarray(levels))), quantile)
+def joined(function: Callable[[np.ndarray], Array], x: Rows, batch_size: int) -> np.ndarray:
+    """The results [B, ...] of function over batches of x [N, ...] as one array [N, ...]; see `in_batches`."""
+    return np.concatenate(list(in_batches(function, x, batch_size)))
+
+
+def _fetched(result: Any, count: int) -> Any:
+    return jax.tree.map(lambda a: np.asarray(a)[:count], result)
+
+
+def fit_calibration(
+    levels: np.ndarray, combination: str = "standardised_mean", quantile: float = 0.95
+) -> tuple[Calibration, float]:
+    """Calibration, and the threshold on the combined score, from the levels [L, N] of training normals."""
+    calibration = calibrate(levels)
+    scores = COMBINATIONS[combination](calibration, jnp.asarray(levels, jnp.float32))
+    return calibration, threshold(np.asarray(scores), quantile)

@@ -16,15 +16,15 @@ from ml_collections import ConfigDict
 from configs import adbench, adbench_dit
 from diffad_jax import baselines, dte
 from diffad_jax.build import nearest
+from diffad_jax.calibration import calibrate, per_datum, standardised_mean
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import chunks
 from diffad_jax.data.pipeline import batch_rows
 from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
-from diffad_jax.evaluation import in_batches
+from diffad_jax.evaluation import joined
 from diffad_jax.loop import Diverged
 from diffad_jax.runs import Training, scoring_of, start
-from diffad_jax.scores import calibrate, combine, per_datum
 from diffad_jax.training import (
     Batch,
     Loss,
@@ -84,7 +84,7 @@ class Programs(NamedTuple):
     """The state before the first step, but for its parameters."""
     dispatch: Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
     levels: Callable[[Params, Array, Array], Array]
-    """(params, x [B, D], key) -> scores of each level [L, B]."""
+    """(params, x [B, D], key) -> scores of each level [B, L]."""
     settings: Training
     batch_size: int
     """Rows scored at once."""
@@ -111,10 +111,13 @@ def train(programs: Programs, transform: Transform, normals: np.ndarray, seed: i
 def score(programs: Programs, params: Params, transform: Transform, normals: np.ndarray, seed: int) -> Scorer:
     """The scorer of a trained network: its levels, standardised by some of the normals and joined."""
     key = jax.random.key(seed)
-    levels = partial(in_batches, lambda x: programs.levels(params, jnp.asarray(x), key), batch_size=programs.batch_size)
+
+    def levels(x: np.ndarray) -> np.ndarray:
+        return joined(lambda x: programs.levels(params, jnp.asarray(x), key), x, programs.batch_size).T
+
     evenly = np.linspace(0, len(normals) - 1, min(programs.batch_size, len(normals))).round().astype(int)
-    calibration = calibrate(jnp.asarray(levels(transform.apply(normals[evenly]))))
-    return partial(in_chunks, transform, lambda x: np.asarray(combine(calibration, jnp.asarray(levels(x)))))
+    calibration = calibrate(levels(transform.apply(normals[evenly])))
+    return partial(in_chunks, transform, lambda x: np.asarray(standardised_mean(calibration, jnp.asarray(levels(x)))))
 
 
 def network(programs: Callable[[int], Programs]) -> Fit:
@@ -137,7 +140,7 @@ def diffusion_programs(config: ConfigDict, width: int) -> Programs:
 def _diffusion_programs(config: str, width: int) -> Programs:
     spec = ConfigDict(json.loads(config))
     system, state, step, settings = start(spec, (width,))
-    levels = jax.jit(lambda params, x, key: per_datum(system.score.maps(system.denoise(params), x, key)))
+    levels = jax.jit(lambda params, x, key: per_datum(system.score.maps(system.denoise(params), x, key)).T)
     dispatch = make_dispatch(step, settings.steps_per_dispatch)
     return Programs(jax.jit(system.init), state, dispatch, levels, settings, scoring_of(spec).batch_size)
 
@@ -157,7 +160,7 @@ def _time_programs(loss: Loss, measure: Callable[[Any, Array], Array], outputs: 
     init = jax.jit(partial(dte.init, widths=(width, *HIDDEN, outputs)))
     blank = init_state(init(jax.random.key(0, impl="rbg")), optimizer)
     step = make_train_step(loss, optimizer, settings.batch_size, settings.ema_decay)
-    levels = jax.jit(lambda params, x, key: measure(params, x)[None])
+    levels = jax.jit(lambda params, x, key: measure(params, x)[:, None])
     return Programs(init, blank, make_dispatch(step, settings.steps_per_dispatch), levels, settings, batch_size=1024)
 
 

@@ -1,9 +1,8 @@
 """Anomaly scores: what a denoiser trained on normal data says of a datum. Higher = more anomalous.
 
 A score is a pure function (denoise, x_0 [B, ...], key) -> maps [L, B, H, W] for pictures, [L, B] for vectors (and for
-scores that have no map), one slice for each of its L noise levels. With one key, a datum's score depends on the datum, the
-denoiser and the key alone: all data see the same noise. `per_datum` reduces maps to [L, B]; `Calibration` puts the levels
-on the scale of the normals and joins them to [B].
+scores that have no map), one slice for each of its L levels. With one key, a datum's score depends on the datum, the
+denoiser and the key alone: all data see the same noise. `calibration` makes one number a datum of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from diffad_jax.losses import Decoder
 from diffad_jax.losses import bound as variational_bound
 from diffad_jax.noise import fold_in, gaussian
 from diffad_jax.parametrisation import Denoise
-from diffad_jax.process import Process, diffuse, expand
+from diffad_jax.process import Process, diffuse
 
 
 class Score(NamedTuple):
@@ -106,32 +105,47 @@ def reconstruction(
     num_steps: int = 10,
     num_draws: int = 1,
     distance: str = "l2",
+    bias: bool = False,
 ) -> Score:
     """The paper's score: the distance between x_0 and its reconstruction from partial noise.
 
     For each level t* of `times`: mean over num_draws draws of d(x_0, denoised(alpha x_0 + sigma eps)); draws come in
     antithetic pairs eps, -eps, which takes the noise's own ups and downs out of the mean. num_steps = 1 with a
     deterministic sampler is the one-step denoising error, d(x_0, x_0_theta(x_t, t*)).
+    bias: after the L levels of the error come L of d(x_0, mean of the draws' reconstructions): what is left when the share of
+    the noise is averaged away (error = bias + variance where d is "l2").
+    Raises InputError where bias is asked of a single draw, whose bias is the error.
     """
     measure = distance_named(distance)
+    if bias and num_draws < 2:
+        raise InputError(f"num_draws: found {num_draws}, bias=True needs 2 or more")
 
     def score(denoise: Denoise, x_0: Array, key: Array) -> Array:
-        def draw(t: Array, number: Array) -> Array:
-            sign = 1 - 2 * (number % 2).astype(x_0.dtype)
-            _, x = reconstruct(process, sampler, denoise, x_0, t, num_steps, fold_in(key, number // 2), sign)
-            return measure(x_0, x)
+        def level(t: Array) -> tuple[Array, Array]:
+            def draw(total: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
+                sign = 1 - 2 * (number % 2).astype(x_0.dtype)
+                _, x = reconstruct(process, sampler, denoise, x_0, t, num_steps, fold_in(key, number // 2), sign)
+                return (total[0] + measure(x_0, x), total[1] + x), None
 
-        def level(t: Array) -> Array:
-            return jax.lax.map(lambda number: draw(t, number), jnp.arange(num_draws)).mean(axis=0)
+            zeros = jnp.zeros_like(measure(x_0, x_0)), jnp.zeros_like(x_0)
+            (error, x), _ = jax.lax.scan(draw, zeros, jnp.arange(num_draws))
+            return error / num_draws, measure(x_0, x / num_draws)
 
-        return jax.lax.map(level, jnp.asarray(times, x_0.dtype))
+        errors, biases = jax.lax.map(level, jnp.asarray(times, x_0.dtype))
+        return jnp.concatenate([errors, biases]) if bias else errors
 
     return Score(score, len(times) * num_draws * num_steps * sampler.evaluations)
 
 
-def one_step(process: Process, times: Sequence[float] = (0.25,), num_draws: int = 8, distance: str = "l2") -> Score:
-    """The denoising error d(x_0, x_0_theta(x_t, t)) at each noise level of `times`, mean over num_draws draws."""
-    return reconstruction(process, samplers.ddim(process), times, 1, num_draws, distance)
+def one_step(
+    process: Process,
+    times: Sequence[float] = (0.25,),
+    num_draws: int = 8,
+    distance: str = "l2",
+    bias: bool = False,
+) -> Score:
+    """The denoising error d(x_0, x_0_theta(x_t, t)) at each noise level of `times`; see `reconstruction`."""
+    return reconstruction(process, samplers.ddim(process), times, 1, num_draws, distance, bias)
 
 
 def encode_decode(
@@ -161,33 +175,3 @@ def bound(process: Process, decoder: Decoder, num_steps: int = 100, variance: st
         return variational_bound(process, denoise, x_0, key, decoder, num_steps, variance)[0][None]
 
     return Score(score, num_steps)
-
-
-# --- from maps to one number a datum ---------------------------------------------------------------------------------
-
-
-def per_datum(maps: Array) -> Array:
-    """The mean over pixels: [L, B, ...] -> [L, B]."""
-    return maps.reshape(*maps.shape[:2], -1).mean(axis=-1)
-
-
-class Calibration(NamedTuple):
-    """How the scores of normals are distributed at each level: mean [L] and scale [L]."""
-
-    mean: Array
-    scale: Array
-
-
-def calibrate(levels: Array) -> Calibration:
-    """Fits the calibration on the scores of normals, [L, N]: mean and standard deviation of each level's scores."""
-    deviation = levels.std(axis=1)
-    return Calibration(levels.mean(axis=1), jnp.where(deviation > 0, deviation, 1.0))
-
-
-def combine(calibration: Calibration, levels: Array) -> Array:
-    """The mean over levels of the standardised scores (levels - mean) / scale: [L, B, ...] -> [B, ...].
-
-    The mean over pixels of combined maps is the combined score of the datum.
-    """
-    mean, scale = expand(calibration.mean, levels), expand(calibration.scale, levels)
-    return ((levels - mean) / scale).mean(axis=0)

@@ -10,33 +10,13 @@ import diffad_jax
 
 ROOT = Path(diffad_jax.__file__).parent
 ORDER = [
-    *({"errors"}, {"build"}, {"process", "noise"}, {"parametrisation"}, {"losses"}, {"samplers"}, {"scores"}, {"dte"}),
-    *(
-        {"models"},
-        {"training"},
-        {"data"},
-        {"metrics", "pixel_metrics"},
-        {"baselines"},
-        {"figures"},
-        {"report"},
-        {"checkpoint"},
-    ),
-    *(
-        {"logs"},
-        {"sharding"},
-        {"assembly"},
-        {"loop"},
-        {"evaluation"},
-        {"workdir"},
-        {"runs"},
-        {"detector"},
-        {"methods"},
-        {"table"},
-        {"table_report"},
-    ),
+    *[{"errors"}, {"build"}, {"process", "noise"}, {"parametrisation"}, {"losses"}, {"samplers"}, {"scores"}],
+    *[{"calibration"}, {"dte"}, {"models"}, {"training"}, {"data"}, {"metrics", "pixel_metrics"}, {"baselines"}],
+    *[{"figures"}, {"report"}, {"checkpoint"}, {"logs"}, {"sharding"}, {"assembly"}, {"loop"}, {"evaluation"}],
+    *[{"workdir"}, {"runs"}, {"detector"}, {"methods"}, {"table"}, {"table_report"}],
 ]
 RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
-MATHEMATICS = ["process", "noise", "parametrisation", "losses", "samplers", "scores"]
+MATHEMATICS = ["process", "noise", "parametrisation", "losses", "samplers", "scores", "calibration"]
 
 
 def files(module: str) -> list[Path]:

@@ -11,6 +11,7 @@ from jax import Array
 from numpy.testing import assert_allclose
 
 from diffad_jax import samplers, scores
+from diffad_jax.calibration import per_datum
 from diffad_jax.errors import InputError
 from diffad_jax.losses import gaussian_decoder
 from diffad_jax.parametrisation import Denoise, Prediction
@@ -74,6 +75,7 @@ def test_bound_is_above_and_near_the_negative_log_density() -> None:
 
 SCORES = {
     "one_step": lambda p: scores.one_step(p, (0.4,), 4),
+    "bias": lambda p: scores.one_step(p, (0.2, 0.4), 4, bias=True),
     "reconstruction": lambda p: scores.reconstruction(p, samplers.ddpm(p), (0.3, 0.5), 4, 3),
     "heun": lambda p: scores.reconstruction(p, samplers.heun(p), (0.4,), 3, 2, "l1"),
     "encode_decode": lambda p: scores.encode_decode(p, (0.5,), 4),
@@ -92,7 +94,7 @@ def test_farther_points_score_higher_whatever_their_company(name: str) -> None:
         return exact(x, t)
 
     x_0 = np.asarray(MEAN + np.array([[0.5], [2.0], [4.0], [8.0], [16.0]]) * DEVIATION, np.float32)
-    scorer = jax.jit(lambda x: scores.per_datum(score.maps(denoise, x, KEY)))
+    scorer = jax.jit(lambda x: per_datum(score.maps(denoise, x, KEY)))
     levels = np.asarray(scorer(x_0))
     jax.effects_barrier()
     assert len(calls) == score.evaluations
@@ -114,6 +116,21 @@ def test_draws_have_their_own_noise() -> None:
     found = [maps(score, denoise, x_0, jax.random.key(i))[0, 0] for i in range(3)]
     assert len(np.unique(found)) == 3
     assert_allclose(found, 1, atol=4 * np.sqrt(2 / (32 * 64)))
+
+
+def test_error_is_bias_and_variance() -> None:
+    """The exact denoiser of a Gaussian is affine in the noise, so that antithetic pairs leave its bias alone, exactly."""
+    p, t = PROCESSES["cosine"], 0.4
+    x_0 = np.asarray(MEAN + np.array([[1.0], [3.0]]) * DEVIATION, np.float32)
+    found = maps(scores.one_step(p, (t,), 64, bias=True), gaussian_denoise(p, MEAN, DEVIATION), x_0)
+    alpha, sigma = (float(a) for a in amplitudes(p, jnp.float32(t)))
+    gain = alpha * DEVIATION**2 / (alpha**2 * DEVIATION**2 + sigma**2)
+    bias = ((1 - gain * alpha) * (x_0 - MEAN)) ** 2
+    assert_allclose(found[1], bias.mean(axis=-1), rtol=1e-3)
+    variance = np.mean(np.broadcast_to((gain * sigma) ** 2, x_0.shape), axis=-1)
+    assert_allclose(found[0] - found[1], variance, rtol=0.5)
+    with pytest.raises(InputError, match="num_draws: found 1, bias=True needs 2"):
+        scores.one_step(p, num_draws=1, bias=True)
 
 
 def test_reconstruct_gives_both_pictures() -> None:
@@ -157,23 +174,3 @@ def test_distances() -> None:
         scores.ssim(x[:, 0, 0], y[:, 0, 0])
     with pytest.raises(InputError, match=r"distance='psnr': allowed are l2, l1, ssim"):
         scores.one_step(PROCESSES["linear"], distance="psnr")
-
-
-# --- from maps to one number a datum ----------------------------------------------------------------------------------
-
-
-def test_calibrated_levels_are_joined() -> None:
-    rng = np.random.default_rng(0)
-    normal = np.stack([rng.normal(5, 2, 200), rng.normal(-1, 0.01, 200), np.full(200, 3.0)]).astype(np.float32)
-    calibration = scores.calibrate(jnp.asarray(normal))
-    mean, scale = (np.asarray(a)[:, None] for a in calibration)
-    standardised = (normal - mean) / scale
-    assert_allclose(standardised.mean(axis=1), 0, atol=1e-4)
-    assert_allclose(standardised.std(axis=1), [1, 1, 0], atol=1e-4)
-    assert_allclose(scores.combine(calibration, normal), standardised.mean(axis=0), atol=1e-6)
-    # The mean over pixels of the joined map is the joined score.
-    pictures = rng.normal(size=(3, 4, 5, 6)).astype(np.float32)
-    levels = scores.per_datum(pictures)
-    assert_allclose(levels, pictures.mean(axis=(2, 3)), rtol=1e-5, atol=1e-7)
-    joined = np.asarray(scores.combine(calibration, pictures))
-    assert_allclose(joined.mean(axis=(1, 2)), scores.combine(calibration, levels), rtol=1e-4)

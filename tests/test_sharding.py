@@ -11,8 +11,8 @@ from processes import with_devices
 
 from diffad_jax.assembly import System, assemble
 from diffad_jax.data import digits, transforms
+from diffad_jax.detector import Trained
 from diffad_jax.evaluation import fit_calibration, make_levels
-from diffad_jax.runs import Trained
 from diffad_jax.sharding import data_mesh, replicate, split
 from diffad_jax.training import Batch, Params, TrainState, init_state, make_dispatch, make_train_step
 from diffad_jax.workdir import Statistics

@@ -1,0 +1,80 @@
+"""From error maps to one number a datum: what the normals show of each level decides what it counts.
+
+Levels [L, B] are the means over pixels of the maps [L, B, ...] of a `scores.Score`. A calibration is fitted on the levels
+of normals and joins those of any datum to one score [B], higher = more anomalous.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from sklearn.covariance import oas
+
+from diffad_jax.process import expand
+
+TINY = 1e-12
+
+
+def per_datum(maps: Array) -> Array:
+    """The mean over pixels: [L, B, ...] -> [L, B]."""
+    return maps.reshape(*maps.shape[:2], -1).mean(axis=-1)
+
+
+class Calibration(NamedTuple):
+    """How the levels of normals are distributed.
+
+    mean, scale: [L], mean and standard deviation of each level. log_mean [L], log_precision [L, L]: mean of the logarithms
+    of the levels and inverse of their covariance, shrunk by OAS (Chen et al. 2010, eq. 23) on the scale of the correlations.
+    """
+
+    mean: Array
+    scale: Array
+    log_mean: Array
+    log_precision: Array
+
+
+def calibrate(levels: np.ndarray) -> Calibration:
+    """Fits the calibration on the levels of normals, [L, N], N >= 2.
+
+    A level without spread is divided by 1 and counts for nothing in `typicality`.
+    """
+    levels = np.asarray(levels, np.float64)
+    deviation = levels.std(axis=1)
+    logs = np.log(np.maximum(levels, TINY)).T
+    unit = logs.std(axis=0)
+    unit = np.where(unit > 0, unit, 1.0)
+    covariance, _ = oas((logs - logs.mean(axis=0)) / unit, assume_centered=True)
+    # A level without any spread, which OAS of data without any spread leaves at 0, would have no inverse.
+    precision = np.linalg.pinv(covariance, hermitian=True) / np.outer(unit, unit)
+    fitted = (levels.mean(axis=1), np.where(deviation > 0, deviation, 1.0), logs.mean(axis=0), precision)
+    return Calibration(*(jnp.asarray(value, jnp.float32) for value in fitted))
+
+
+def standardised_mean(calibration: Calibration, levels: Array) -> Array:
+    """The mean over levels of (levels - mean) / scale: [L, B, ...] -> [B, ...], also of whole maps.
+
+    The mean over pixels of the joined maps is the joined score of the datum.
+    """
+    mean, scale = expand(calibration.mean, levels), expand(calibration.scale, levels)
+    return ((levels - mean) / scale).mean(axis=0)
+
+
+def typicality(calibration: Calibration, levels: Array) -> Array:
+    """The squared Mahalanobis distance over L of log(levels) from those of the normals: [L, B] -> [B].
+
+    Anomalies may be too easy to denoise as well as too hard (a picture blurred or empty), or have errors that are usual at
+    each level but not together; a sum of errors is blind to both. Expected value about 1 for normals.
+    Source: the typical set of Nalisnick et al. 2019 ("Detecting out-of-distribution inputs to deep generative models using
+    typicality"), read off statistics of the denoiser as in Heng et al. 2024 ("Out-of-distribution detection with a single
+    unconditional diffusion model"), here the spectrum of its errors.
+    """
+    deviation = jnp.log(jnp.maximum(levels, TINY)) - calibration.log_mean[:, None]
+    return jnp.einsum("lb,lk,kb->b", deviation, calibration.log_precision, deviation) / len(levels)
+
+
+COMBINATIONS: dict[str, Callable[[Calibration, Array], Array]] = {
+    "standardised_mean": standardised_mean,
+    "typicality": typicality,
+}

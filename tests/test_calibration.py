@@ -1,0 +1,64 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from sklearn.metrics import roc_auc_score
+
+from diffad_jax.calibration import COMBINATIONS, calibrate, per_datum, standardised_mean, typicality
+
+
+def test_standardised_levels_are_joined() -> None:
+    rng = np.random.default_rng(0)
+    normal = np.stack([rng.normal(5, 2, 200), rng.normal(-1, 0.01, 200), np.full(200, 3.0)]).astype(np.float32)
+    calibration = calibrate(normal)
+    standardised = (normal - normal.mean(axis=1, keepdims=True)) / np.array([[normal[0].std()], [normal[1].std()], [1]])
+    assert_allclose(standardised_mean(calibration, jnp.asarray(normal)), standardised.mean(axis=0), atol=1e-3)
+    # The mean over pixels of the joined map is the joined score.
+    pictures = rng.normal(size=(3, 4, 5, 6)).astype(np.float32)
+    levels = per_datum(jnp.asarray(pictures))
+    assert_allclose(levels, pictures.mean(axis=(2, 3)), rtol=1e-5, atol=1e-7)
+    joined = np.asarray(standardised_mean(calibration, jnp.asarray(pictures)))
+    assert_allclose(joined.mean(axis=(1, 2)), standardised_mean(calibration, levels), rtol=1e-3)
+
+
+def lognormal(count: int, seed: int) -> np.ndarray:
+    """Levels [3, count] whose logarithms are Gaussian, the first two nearly equal."""
+    z = np.random.default_rng(seed).normal(size=(3, count))
+    z[1] = z[0] + 0.1 * z[1]
+    return np.exp(z * np.array([[2.0], [2.0], [0.1]]) + np.array([[-3.0], [1.0], [0.0]])).astype(np.float32)
+
+
+def test_typicality_is_the_mahalanobis_distance_of_the_logarithms() -> None:
+    normal, other = lognormal(20000, 0), lognormal(1000, 1)
+    covariance = np.cov(np.log(normal))
+    deviation = np.log(other) - np.log(normal).mean(axis=1, keepdims=True)
+    expected = np.einsum("lb,lk,kb->b", deviation, np.linalg.inv(covariance), deviation) / 3
+    found = np.asarray(typicality(calibrate(normal), jnp.asarray(other)))
+    assert_allclose(found, expected, rtol=0.1)
+    assert_allclose(found.mean(), 1, atol=0.1)
+    # The unit of a level is nobody's business.
+    units = np.array([[1e-4], [1.0], [1e3]], np.float32)
+    assert_allclose(typicality(calibrate(normal * units), jnp.asarray(other * units)), found, rtol=1e-2)
+
+
+def test_typicality_sees_errors_that_are_too_small_or_do_not_fit_together() -> None:
+    normal, test = lognormal(500, 0), lognormal(500, 1)
+    calibration = calibrate(normal)
+    too_small, unfit = test.copy(), test.copy()
+    too_small[2] *= np.exp(-0.5)
+    unfit[1] = test[1, ::-1]
+    labels = np.repeat([0, 1], 500)
+    for anomalous in (too_small, unfit):
+        rows = jnp.asarray(np.concatenate([test, anomalous], axis=1))
+        aurocs = {name: roc_auc_score(labels, combine(calibration, rows)) for name, combine in COMBINATIONS.items()}
+        assert aurocs["typicality"] > 0.9
+        assert aurocs["standardised_mean"] < 0.6
+
+
+@pytest.mark.parametrize(
+    "levels", [np.full((2, 5), 3.0), np.zeros((1, 4)), np.array([[1.0, 1.0, 1.0], [1.0, 2.0, 4.0]])]
+)
+def test_levels_without_spread_stay_finite(levels: np.ndarray) -> None:
+    calibration = calibrate(levels)
+    for combine in COMBINATIONS.values():
+        assert np.isfinite(np.asarray(combine(calibration, jnp.asarray(levels, jnp.float32)))).all()
