@@ -104,9 +104,9 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     scoring, pipeline = scoring_of(config), pipeline_of(config, dataset.train.shape[1:])
     system, state, step, settings = start(config, dataset.train.shape[1:])
     check(system, state.params, dataset.train.shape[1:])
+    chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows)
     save_config(workdir, config)
     rows = transform.view(dataset.train)
-    chosen, held_out = _hold_out(len(rows), settings.validation_rows)
     fitted = fit(
         step,
         state,

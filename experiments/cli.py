@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -58,6 +58,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         use_all_cores()
         # Orbax tells of every save at level info.
         logging.set_verbosity(logging.WARNING)
+        sys.unraisablehook = _tell_unless_late
         try:
             main(argv)
         except InputError as error:
@@ -105,6 +106,12 @@ def _flag_names() -> list[str]:
         for flag in those
         if module in (sys.argv[0], main) or flag.name == "config"
     )
+
+
+def _tell_unless_late(unraisable: Any) -> None:
+    """Hides one thing: the pending writes of a checkpoint that failed outlive the event loop that waited for them."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

@@ -1,11 +1,13 @@
 """The commands from outside: what they leave behind, what they refuse, and what a kill costs."""
 
 import json
+import os
 import random
 import shutil
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -241,23 +243,37 @@ def test_what_was_refused_left_room_for_what_was_right(unbroken: Unbroken) -> No
     assert_refused(unbroken.refused, "weighting", "edm")
 
 
+def assert_ended_alike(workdir: Path, unbroken: Unbroken) -> None:
+    """To the last bit."""
+    trained = detector.load(workdir)
+    jax.tree.map(np.testing.assert_array_equal, trained.params, unbroken.trained.params)
+    assert trained.statistics.threshold == unbroken.trained.statistics.threshold
+
+
 def kill_and_resume(workdir: Path, moment: Callable[[], bool], unbroken: Unbroken) -> bool:
     """Kills the run as soon as `moment` is true, starts it again and compares what it ends with, to the last bit.
 
     Returns whether the run was still going when it was killed.
     """
-    arguments, expected, _ = unbroken
-    process = start("experiments.train", "--workdir", str(workdir), *arguments, output=workdir.parent)
+    exit_code = send_and_resume(signal.SIGKILL, workdir, moment, unbroken)
+    return exit_code == -signal.SIGKILL
+
+
+def send_and_resume(
+    number: signal.Signals, workdir: Path, moment: Callable[[], bool], unbroken: Unbroken
+) -> int | None:
+    """The same with any signal; returns the exit code of the run that got it."""
+    process = start("experiments.train", "--workdir", str(workdir), *unbroken.arguments, output=workdir.parent)
     while not moment() and process.is_alive():
         time.sleep(0.001)
-    process.kill()
+    if process.is_alive():
+        os.kill(process.pid or 0, number)
     process.join()
-    resumed = train(workdir, *arguments)
+    (workdir.parent / "err").rename(workdir.parent / "err of the first")
+    resumed = train(workdir, *unbroken.arguments)
     assert resumed.code == 0, resumed.err
-    trained = detector.load(workdir)
-    jax.tree.map(np.testing.assert_array_equal, trained.params, expected.params)
-    assert trained.statistics.threshold == expected.statistics.threshold
-    return process.exitcode == -signal.SIGKILL
+    assert_ended_alike(workdir, unbroken)
+    return process.exitcode
 
 
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, unbroken: Unbroken) -> None:
@@ -265,6 +281,60 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, unbroken: Unbroke
     assert kill_and_resume(workdir, (workdir / "checkpoints" / "20").exists, unbroken)
     steps = [json.loads(line)["step"] for line in (workdir / "log.jsonl").read_text().splitlines()]
     assert steps.count(5) == 1 and set(steps) == set(range(5, 61, 5)), "it began anew"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_asked_to_stop_saves_and_says_so(
+    tmp_path: Path, unbroken: Unbroken, number: signal.Signals, code: int
+) -> None:
+    workdir = tmp_path / "run"
+    log = workdir / "log.jsonl"
+    assert send_and_resume(number, workdir, lambda: log.exists() and log.stat().st_size > 0, unbroken) == code
+    last = (tmp_path / "err of the first").read_text().strip().splitlines()[-1]
+    assert last.startswith(f"stopped by {number.name} at step ") and "repeat the command" in last
+    assert len(log.read_text().splitlines()) == len(range(5, 61, 5)), "it began anew"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for little more than one checkpoint."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_or_read_only_disk_is_told_in_one_line_and_costs_nothing(small_disk: Path, unbroken: Unbroken) -> None:
+    def remount(options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", small_disk], check=True)
+
+    def run() -> Finished:
+        return command(
+            "experiments.train", "--workdir", str(workdir), *unbroken.arguments, output=small_disk.parent / "output"
+        )
+
+    workdir = small_disk / "run"
+    full = run()
+    assert full.code == 1 and "Traceback" not in full.err, full
+    assert "No space left on device" in full.err.strip().splitlines()[-1]
+    assert (workdir / "checkpoints" / "10").exists()
+    remount("ro")
+    read_only = run()
+    assert read_only.code == 2 and "Traceback" not in read_only.err, read_only
+    assert "Read-only file system" in read_only.err.strip().splitlines()[-1]
+    remount("rw,size=10m")
+    assert run().code == 0
+    assert_ended_alike(workdir, unbroken)
+
+
+def test_checkpoints_of_another_model_are_refused_without_their_config(tmp_path: Path, unbroken: Unbroken) -> None:
+    assert train(tmp_path / "run", *unbroken.arguments, "--config.training.num_steps=10").code == 0
+    for name in ("config.json", "statistics.npz"):
+        (tmp_path / "run" / name).unlink()
+    refused = train(tmp_path / "run", *unbroken.arguments, "--config.model.width=32")
+    assert_refused(refused, "checkpoints/10: holds another model", "params", "16", "32", "another workdir")
 
 
 @pytest.mark.slow

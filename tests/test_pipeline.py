@@ -1,12 +1,16 @@
 """The input pipeline: the order of the rows, flips, shares of processes, and rows that are read from disk when asked for."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jax import Array
 from PIL import Image
 
 from diffad_jax import runs
@@ -14,6 +18,7 @@ from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.pipeline import Batches, Pipeline, batch_rows, read_ahead
 from diffad_jax.errors import InputError
+from diffad_jax.training import Params
 from diffad_jax.workdir import Statistics
 
 SIZE, COUNT = 8, 29
@@ -173,6 +178,72 @@ def test_training_on_disk_equals_training_in_memory(jpegs: Jpegs, tmp_path: Path
     one, other = statistics
     assert one.threshold == other.threshold and other.facts["n_train"] == COUNT
     np.testing.assert_array_equal(one.calibration.mean, other.calibration.mean)
+
+
+# --- rows held out ---------------------------------------------------------------------------------------------------
+
+
+def test_rows_held_out_choose_the_model_and_are_not_trained_on(jpegs: Jpegs, tmp_path: Path) -> None:
+    seen: list[np.ndarray] = []
+
+    class Spied(Jpegs):
+        def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+            seen.append(np.arange(len(self))[index])
+            return super().__getitem__(index)
+
+    config = tiny.get_config()
+    config.transform = {"name": "range", "low": 0, "high": 255}
+    config.model = {"name": "DiT", "patch_size": 4, "width": 16, "depth": 1, "num_heads": 2}
+    config.training.update(
+        {"num_steps": 6, "batch_size": 4, "checkpoint_every": 2, "validation_rows": 8, "keep": "best"}
+    )
+    config.scoring.calibration_rows = 8
+    config.optimizer.learning_rate = 0.3  # Too high: the first checkpoint is the best.
+    rows = Spied(jpegs.files)
+    runs.train(config, Dataset("x", rows, jpegs[:2], np.array([0, 1])), tmp_path, progress=False)
+    held_out, *trained, calibrated = seen
+    assert list(held_out) == [0, 4, 8, 12, 16, 20, 24, 28] == list(calibrated)
+    assert not set(held_out) & set(np.concatenate(trained)) and len(trained) == 6
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["validation_loss"] for line in log if "validation_loss" in line}
+    assert list(losses) == [2, 4, 6] and min(losses, key=losses.__getitem__) < 6
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {4, 6, min(losses, key=losses.__getitem__)}
+
+
+def test_the_held_out_loss_is_a_mean_over_whole_batches_with_the_same_noise_each_time() -> None:
+    x_0 = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+
+    def loss(params: Params, x_0: Array, u: Array, keys: Array) -> Array:
+        return params * (x_0.sum(axis=-1) + 10 * u + 100 * jax.vmap(jax.random.uniform)(keys))
+
+    validate = runs.make_validate(loss, x_0, seed=0, batch_size=4)
+    other = runs.make_validate(loss, x_0, seed=1, batch_size=4)
+    assert float(validate(jnp.ones(()))) == float(validate(jnp.ones(()))) != float(other(jnp.ones(())))
+    quiet = runs.make_validate(lambda p, x, u, k: x.sum(axis=-1) + 10 * u, x_0, seed=0, batch_size=4)
+    expected = x_0[[0, 1, 2, 3, 4, 0, 1, 2]].sum(axis=-1).mean() + 10 * (np.arange(8) * 0.6180339887 % 1).mean()
+    assert float(quiet(jnp.ones(()))) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"keep": "bset"}, "config.training.keep: found 'bset', allowed are 'last' and 'best'"),
+        ({"keep": "best"}, "config.training.keep: 'best' needs config.training.validation_rows"),
+        ({"validation_rows": -1}, "config.training.validation_rows: found -1, allowed is 0 or more"),
+        ({"validation_rows": 15}, "config.training.validation_rows: found 15, allowed is up to half of the 29 rows"),
+    ],
+)
+def test_held_out_rows_that_are_refused(jpegs: Jpegs, tmp_path: Path, training: dict[str, object], words: str) -> None:
+    config = tiny.get_config()
+    config.transform = {"name": "range", "low": 0, "high": 255}
+    config.training.update(training)
+    with pytest.raises(InputError, match=words):
+        runs.train(config, Dataset("x", jpegs, jpegs[:2], np.array([0, 1])), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
