@@ -13,16 +13,15 @@ from diffad_jax.assembly import System
 from diffad_jax.calibration import COMBINATIONS, Calibration, calibrate, per_datum, standardised_mean
 from diffad_jax.data.dataset import Rows
 from diffad_jax.metrics import threshold
-from diffad_jax.sharding import data_mesh, replicate, split
+from diffad_jax.sharding import data_mesh, gather, own, replicate, split
 from diffad_jax.training import Params
 
 
 def make_levels(system: System, params: Params, seed: int, batch_size: int) -> Callable[[Rows], np.ndarray]:
     """A function from transformed data [N, ...] to the mean over pixels of each level, [L, N]."""
     compiled = jax.jit(lambda p, x, key: per_datum(system.score.maps(system.denoise(p), x, key)).T)
-    mesh = data_mesh(batch_size)
-    params, key = replicate((params, jax.random.key(seed)), mesh)
-
+    mesh, key = data_mesh(batch_size), jax.random.key(seed)
+    params = replicate(params, mesh)
     return lambda x: joined(lambda x: compiled(params, split(x, mesh), key), x, batch_size).T
 
 
@@ -47,36 +46,41 @@ def make_reader(
         scores = COMBINATIONS[combination](calibration, per_datum(maps))
         return Reading(scores, standardised_mean(calibration, maps))  # type: ignore[arg-type]
 
-    mesh = data_mesh(batch_size)
-    params, calibration, key = replicate((params, calibration, jax.random.key(seed)), mesh)
+    mesh, key = data_mesh(batch_size), jax.random.key(seed)
+    params, calibration = replicate((params, calibration), mesh)
     return lambda x: in_batches(lambda x: compiled(params, calibration, split(x, mesh), key), x, batch_size)
 
 
 def in_batches(function: Callable[[np.ndarray], Any], x: Rows, batch_size: int) -> Iterator[Any]:
     """The results of function over batches of x [N, ...]: trees of arrays [B, ...], the last ones cut to what is left.
 
-    The last batch is filled up with copies of its first row, which are cut off again: one shape, one compilation. Batches
-    are read ahead in a thread, and results are fetched one batch late, so that the device waits for neither.
+    The last batch is filled up with copies of a row, which are cut off again: one shape, one compilation. Batches are read
+    ahead in a thread, and results are fetched one batch late, so that the device waits for neither. Of several processes
+    each reads its own rows of a batch and has the results of all.
     """
-    reads = grain.MapDataset.range(0, len(x), batch_size).map(lambda start: x[start : start + batch_size])
-    pending: tuple[Any, int] | None = None
+    rows = own(batch_size)
+    share = rows.stop - rows.start
+
+    def read(start: int) -> np.ndarray:
+        first = min(start + rows.start, len(x) - 1)
+        return x[first : max(first + 1, min(start + rows.stop, len(x)))]
+
+    pending: Any = None
+    reads = grain.MapDataset.range(0, len(x), batch_size).map(read)
     for batch in reads.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)):
-        filler = np.repeat(batch[:1], batch_size - len(batch), axis=0)
-        result = function(np.concatenate([batch, filler])), len(batch)
+        filler = np.repeat(batch[:1], share - len(batch), axis=0)
+        result = function(np.concatenate([batch, filler]))
         if pending is not None:
-            yield _fetched(*pending)
+            yield gather(pending)
         pending = result
     if pending is not None:
-        yield _fetched(*pending)
+        left = len(x) - (len(x) - 1) // batch_size * batch_size
+        yield jax.tree.map(lambda a: a[:left], gather(pending))
 
 
 def joined(function: Callable[[np.ndarray], Array], x: Rows, batch_size: int) -> np.ndarray:
     """The results [B, ...] of function over batches of x [N, ...] as one array [N, ...]; see `in_batches`."""
     return np.concatenate(list(in_batches(function, x, batch_size)))
-
-
-def _fetched(result: Any, count: int) -> Any:
-    return jax.tree.map(lambda a: np.asarray(a)[:count], result)
 
 
 def fit_calibration(

@@ -22,7 +22,7 @@ from diffad_jax.data.dataset import Rows
 from diffad_jax.data.pipeline import Batches, Pipeline, read_ahead
 from diffad_jax.errors import RunFailed
 from diffad_jax.logs import Log
-from diffad_jax.sharding import data_mesh, replicate, split
+from diffad_jax.sharding import Parallel, by_jit, own
 from diffad_jax.training import Batch, Params, TrainState, make_dispatch
 
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
@@ -62,6 +62,7 @@ def fit(
     log_every: int = 50,
     checkpoint_every: int = 1000,
     pipeline: Pipeline | None = None,
+    parallel: Parallel | None = None,
     validate: Callable[[Params], Array] | None = None,
     keep: str = "last",
     progress: str | None = None,
@@ -69,9 +70,9 @@ def fit(
     """Trains from the newest checkpoint of workdir, or from `state`, up to num_steps, and saves the last state.
 
     train: transformed normals, [N, ...]. steps_per_dispatch: steps compiled into one program. log_every and
-    checkpoint_every are rounded up to whole dispatches. validate: averaged parameters -> loss on held-out normals, asked at
-    every checkpoint. keep: "last" returns the last state, "best" the one of least held-out loss.
-    progress: the label of a progress bar on standard error, or None.
+    checkpoint_every are rounded up to whole dispatches. parallel: how a step runs on many devices, by default `by_jit`.
+    validate: averaged parameters -> loss on held-out normals, asked at every checkpoint. keep: "last" returns the last
+    state, "best" the one of least held-out loss. progress: the label of a progress bar on standard error, or None.
     Every log line tells, since the line before it, the steps per second and the part of the time in which the loop waited
     for data. SIGTERM or SIGINT saves the state after the next dispatch and raises Stopped; a second one acts at once.
     Raises Diverged, with the last good checkpoint, when a loss or the gradient norm is not finite, and RunFailed when a
@@ -80,10 +81,9 @@ def fit(
     pipeline = pipeline or Pipeline()
     key = jax.random.key(seed)
     dispatches: dict[int, Any] = {}
-    share = batch_size // jax.process_count()
-    place = jax.process_index() * share + np.arange(share)
-    mesh = data_mesh(batch_size)
-    key, state = replicate((key, state), mesh)
+    place = np.arange(batch_size)[own(batch_size)]
+    parallel = parallel or by_jit(batch_size)
+    state = parallel.put_state(state)
     with (
         Checkpoints(Path(workdir) / "checkpoints") as checkpoints,
         Log(workdir) if jax.process_index() == 0 else nullcontext() as log,
@@ -152,8 +152,8 @@ def fit(
                 waited += time.perf_counter() - asked
                 count = len(x_0)
                 if count not in dispatches:
-                    dispatches[count] = make_dispatch(train_step, count)
-                batch = split(Batch(x_0, np.tile(place, (count, 1))), mesh, axis=1)  # type: ignore[arg-type]
+                    dispatches[count] = make_dispatch(train_step, count, parallel.compile)
+                batch = parallel.put_batches(Batch(x_0, np.tile(place, (count, 1))))  # type: ignore[arg-type]
                 state, metrics = dispatches[count](state, batch, key)
                 # The metrics of the dispatch before are read while this one runs, so that the device never waits for us.
                 read()

@@ -21,7 +21,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_calibration, make_levels
 from diffad_jax.loop import fit
 from diffad_jax.noise import keys_for
-from diffad_jax.sharding import data_mesh, split
+from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, own, split
 from diffad_jax.training import Loss, Params, TrainState, init_state, make_optimizer, make_train_step
 from diffad_jax.workdir import Statistics, save_config
 
@@ -62,7 +62,7 @@ class Scoring(NamedTuple):
 
 
 def start(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, TrainState, Any, Training]:
-    """The system, the state before the first step, the compiled-to-be train step and the training settings."""
+    """The system, the state before the first step in the host's memory, the train step and the training settings."""
     system = assemble(config, shape)
     training: Training = build("training", {"Training": Training}, {"name": "Training", **config.training})
     _check_counts("training", training, may_be_0=("validation_rows",))
@@ -76,9 +76,11 @@ def start(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, TrainStat
         )
     spec = {"name": "make_optimizer", **config.optimizer}
     optimizer = build("optimizer", {"make_optimizer": make_optimizer}, spec, num_steps=training.num_steps)
-    # The default generator takes three times as long to compile for a network's many small draws.
-    state = init_state(jax.jit(system.init)(jax.random.key(config.seed, impl="rbg")), optimizer)
-    step = make_train_step(system.loss, optimizer, training.batch_size, training.ema_decay, training.accumulate)
+    # The default generator takes three times as long to compile for a network's many small draws. In the host's memory,
+    # since no device need have room for the whole state.
+    state = jax.device_get(init_state(jax.jit(system.init)(jax.random.key(config.seed, impl="rbg")), optimizer))
+    mean = {"mean_over_devices": mean_over_devices} if config.get("parallel") == "pmap" else {}
+    step = make_train_step(system.loss, optimizer, training.batch_size, training.ema_decay, training.accumulate, **mean)
     return system, state, step, training
 
 
@@ -104,6 +106,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     scoring, pipeline = scoring_of(config), pipeline_of(config, dataset.train.shape[1:])
     system, state, step, settings = start(config, dataset.train.shape[1:])
     check(system, state.params, dataset.train.shape[1:])
+    parallel = parallel_of(config, settings)
     chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows)
     save_config(workdir, config)
     rows = transform.view(dataset.train)
@@ -119,6 +122,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
         pipeline=pipeline,
+        parallel=parallel,
         validate=make_validate(system.loss, rows[held_out], config.seed, settings.batch_size)
         if len(held_out)
         else None,
@@ -141,14 +145,15 @@ def make_validate(loss: Loss, x_0: np.ndarray, seed: int, batch_size: int) -> Ca
     count = -(-len(x_0) // batch_size)
     place = np.arange(count * batch_size)
     u = np.asarray(place * (5**0.5 - 1) / 2 % 1, np.float32)
-    keys = keys_for(jax.random.fold_in(jax.random.key(seed), len(x_0)), jnp.asarray(place))
-    compiled = jax.jit(lambda params, x, u, keys: loss(params, x, u, keys).mean())
+    key = jax.random.fold_in(jax.random.key(seed), len(x_0))
+    compiled = jax.jit(lambda params, x, u, place: loss(params, x, u, keys_for(key, place)).mean())
     mesh = data_mesh(batch_size)
 
     def validate(params: Params) -> Array:
-        parts = (slice(i * batch_size, (i + 1) * batch_size) for i in range(count))
-        losses = [compiled(params, *split((x_0[place[part] % len(x_0)], u[part], keys[part]), mesh)) for part in parts]
-        return jnp.stack(losses).mean()
+        parts = np.split(place, count)
+        own_rows = (part[own(batch_size)] for part in parts)
+        losses = [compiled(params, *split((x_0[i % len(x_0)], u[i], i), mesh)) for i in own_rows]
+        return sum(losses, jnp.zeros(())) / count
 
     return validate
 
@@ -184,6 +189,28 @@ def pipeline_of(config: ConfigDict, shape: tuple[int, ...]) -> Pipeline:
     if pipeline.flip and len(shape) != 3:
         raise InputError(f"config.pipeline.flip: needs pictures [H, W, C], found data of shape {shape}")
     return pipeline
+
+
+def parallel_of(config: ConfigDict, training: Training) -> Parallel:
+    """How config.parallel, "jit" or "pmap", and config.mesh, {"fsdp": devices that a state is split over}, run the step."""
+    mesh = dict(config.get("mesh", {}))
+    fsdp = mesh.pop("fsdp", 1)
+    if mesh or type(fsdp) is not int or fsdp < 1:
+        raise InputError(f"config.mesh: found {dict(config.mesh)}, allowed is {{'fsdp': 1 or more}}")
+    parallel = config.get("parallel", "jit")
+    if parallel == "jit":
+        return by_jit(training.batch_size, fsdp)
+    if parallel != "pmap":
+        raise InputError(f"config.parallel: found {parallel!r}, allowed are 'jit' and 'pmap'")
+    if fsdp > 1:
+        raise InputError(f"config.mesh.fsdp: found {fsdp}, allowed with config.parallel 'pmap' is 1")
+    devices = data_mesh(training.batch_size).size
+    if training.batch_size // devices % training.accumulate:
+        raise InputError(
+            f"config.training.accumulate: found {training.accumulate}, allowed with config.parallel 'pmap' are divisors of "
+            f"the {training.batch_size // devices} rows of each of {devices} devices"
+        )
+    return by_pmap(training.batch_size)
 
 
 def _check_counts(key: str, settings: Training | Scoring | Pipeline, may_be_0: tuple[str, ...] = ()) -> None:

@@ -1,25 +1,139 @@
-"""Where arrays live: a mesh of all devices, parameters on each, batches split between them."""
+"""Where arrays live: one mesh of devices with the axes data and fsdp, and one step that runs on all of them.
+
+A batch is split over all devices. Of the training state, arrays of at least LARGE elements are split over fsdp along their
+largest axis that fsdp divides, and XLA gathers what a layer needs when it needs it (stage 3 of "ZeRO", Rajbhandari et al.
+2020); every other array is whole on every device. In a run of several processes each makes its own rows of a batch.
+"""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from diffad_jax.errors import InputError
 
-def data_mesh(batch_size: int) -> Mesh:
-    """A one-axis mesh, "data", over as many devices as divide batch_size evenly."""
-    devices = jax.devices()
+AXES = ("data", "fsdp")
+LARGE = 2**16
+
+
+def data_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
+    """Devices [data, fsdp]: as many as divide batch_size evenly, and all where there are several processes.
+
+    Devices of one process are neighbours along fsdp first, then along data. Raises InputError where the devices do not fit.
+    """
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     count = math.gcd(batch_size, len(devices))
-    return Mesh(np.asarray(devices[:count]), ("data",), axis_types=(AxisType.Auto,))
+    if jax.process_count() > 1 and count < len(devices):
+        raise InputError(
+            f"batch_size: found {batch_size}, allowed are multiples of the {len(devices)} devices of all processes"
+        )
+    if count % fsdp:
+        raise InputError(f"config.mesh.fsdp: found {fsdp}, allowed are divisors of the {count} devices in use")
+    return Mesh(np.asarray(devices[:count]).reshape(-1, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The sharding of every array of a training state, given as arrays or their shapes."""
+    return jax.tree.map(lambda x: NamedSharding(mesh, _by_size(x.shape, mesh.shape["fsdp"])), tree)
+
+
+def _by_size(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    divisible = [axis for axis, length in enumerate(shape) if length % fsdp == 0]
+    if math.prod(shape) < LARGE or not divisible:
+        return PartitionSpec()
+    return PartitionSpec(*[None] * max(divisible, key=lambda axis: shape[axis]), "fsdp")
+
+
+def shard(tree: Any, mesh: Mesh) -> Any:
+    """Puts a training state that every process has in its host's memory on the devices, split by size."""
+    return jax.tree.map(_put, tree, shardings(tree, mesh))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts a copy of every array on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Puts a copy of every array, from the host's memory or from these devices, on every device of the mesh."""
+    return jax.tree.map(partial(_put, sharding=NamedSharding(mesh, PartitionSpec())), tree)
+
+
+def _put(x: Any, sharding: NamedSharding) -> Any:
+    if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return jax.device_put(x, sharding)
+    # device_put would compare the values of all processes over the network.
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: np.asarray(x)[index])
+
+
+def own(batch_size: int) -> slice:
+    """The rows of a batch that this process makes."""
+    share = batch_size // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
 def split(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
-    """Splits every array along its batch axis over the devices of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*[None] * axis, "data")))
+    """Splits arrays along their batch axis over all devices of the mesh; every process gives its own rows."""
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def gather(tree: Any) -> Any:
+    """The whole arrays in the host's memory of every process."""
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+# --- the step on many devices ------------------------------------------------------------------------------------------
+
+
+class Parallel(NamedTuple):
+    """How a function (state, batches, key) -> (state, metrics) runs on many devices; batch leaves are [steps, B, ...]."""
+
+    put_state: Callable[[Any], Any]
+    put_batches: Callable[[Any], Any]
+    compile: Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def by_jit(batch_size: int, fsdp: int = 1) -> Parallel:
+    """The function sees whole arrays, and XLA splits the work (global view)."""
+    mesh = data_mesh(batch_size, fsdp)
+
+    def compile(function: Callable[..., Any]) -> Callable[..., Any]:
+        def pinned(state: Any, batches: Any, key: jax.Array) -> tuple[Any, Any]:
+            # XLA may choose how results are split, and the next step wants them as they came.
+            state, metrics = function(state, batches, key)
+            return jax.lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
+
+        return jax.jit(pinned, donate_argnums=0)
+
+    return Parallel(partial(shard, mesh=mesh), partial(split, mesh=mesh, axis=1), compile)
+
+
+def by_pmap(batch_size: int) -> Parallel:
+    """The function sees one device's rows, and takes means itself, by `mean_over_devices`; the state is whole on each."""
+    mesh = data_mesh(batch_size)
+
+    def put_batches(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(len(x), len(mesh.local_devices), -1, *x.shape[2:]), tree)
+
+    def compile(function: Callable[..., Any]) -> Callable[..., Any]:
+        devices = list(mesh.devices.flat)
+        arguments: dict[str, Any] = {"in_axes": (None, 1, None), "out_axes": None, "donate_argnums": 0}
+        parallel = jax.pmap(function, axis_name="data", devices=devices, **arguments)
+        if jax.process_count() == 1:
+            return parallel
+
+        def compiled(state: Any, batches: Any, key: jax.Array) -> tuple[Any, Any]:
+            # A process gets arrays of its own devices back, of which no checkpoint could be made.
+            return multihost_utils.host_local_array_to_global_array(
+                parallel(state, batches, key), mesh, PartitionSpec()
+            )
+
+        return compiled
+
+    return Parallel(partial(replicate, mesh=mesh), put_batches, compile)
+
+
+def mean_over_devices(tree: Any) -> Any:
+    """The mean of what each device found, inside a function compiled by `by_pmap`."""
+    return jax.lax.pmean(tree, "data")

@@ -1,6 +1,7 @@
 """Training: the state, the pure step, and the optimiser. No files, no clocks; `loop` drives it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -76,7 +77,8 @@ def make_train_step(
     def gradient(params: Params, batch: Batch, key: Array) -> tuple[Array, Params]:
         if accumulate == 1:
             return jax.value_and_grad(mean_loss)(params, batch, key)
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        # Every pass takes some rows of each device.
+        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def add(total: tuple[Array, Params], part: Batch) -> tuple[tuple[Array, Params], None]:
             return jax.tree.map(jnp.add, total, jax.value_and_grad(mean_loss)(params, part, key)), None
@@ -98,10 +100,13 @@ def make_train_step(
 
 
 def make_dispatch(
-    train_step: Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]], steps: int
-) -> jax.stages.Wrapped:
+    train_step: Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]],
+    steps: int,
+    compile: Callable[[Callable[..., Any]], Any] | None = None,
+) -> Any:
     """Compiles `steps` train steps as one dispatch; batch leaves are [steps, B, ...], metrics the mean over the steps.
 
+    compile: for many devices, `sharding.Parallel.compile`. The dispatch reuses the memory of the state that it is given.
     steps = 1 runs outside any loop: on CPU, XLA computes a convolution's weight gradient inside a loop many times slower.
     """
 
@@ -111,4 +116,4 @@ def make_dispatch(
         state, metrics = jax.lax.scan(lambda s, b: train_step(s, b, key), state, batches)
         return state, jax.tree.map(lambda m: m.mean(axis=0), metrics)
 
-    return jax.jit(dispatch, donate_argnums=0)
+    return (compile or partial(jax.jit, donate_argnums=0))(dispatch)

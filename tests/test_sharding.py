@@ -1,19 +1,25 @@
 """Where and in what portions arrays are computed changes no result: devices, jit and pmap, batches and padding."""
 
+import re
 from functools import cache
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 import pytest
 import tiny
+from ml_collections import ConfigDict
 from processes import with_devices
 
+from diffad_jax import sharding
 from diffad_jax.assembly import System, assemble
 from diffad_jax.data import digits, transforms
 from diffad_jax.detector import Trained
+from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_calibration, make_levels
-from diffad_jax.sharding import data_mesh, replicate, split
+from diffad_jax.runs import Training, parallel_of
+from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, shard, split
 from diffad_jax.training import Batch, Params, TrainState, init_state, make_dispatch, make_train_step
 from diffad_jax.workdir import Statistics
 
@@ -34,68 +40,98 @@ def setting() -> tuple[System, TrainState, optax.GradientTransformation, Batch]:
     return system, jax.tree.map(np.array, state), optimizer, batches
 
 
-def train_by_jit(device_count: int, per_dispatch: int = 1, accumulate: int = 1) -> Params:
+def train_by(parallel: Parallel, per_dispatch: int = 1, **options: Any) -> tuple[Params, set[tuple[int, ...]]]:
+    """The parameters after 20 steps, and the shapes of the parts of its largest array that the devices hold."""
     system, state, optimizer, batches = setting()
-    mesh = data_mesh(device_count)
-    state, key = replicate((state, jax.random.key(1)), mesh)
-    dispatch = make_dispatch(make_train_step(system.loss, optimizer, B, accumulate=accumulate), per_dispatch)
+    state = parallel.put_state(state)
+    dispatch = make_dispatch(make_train_step(system.loss, optimizer, B, **options), per_dispatch, parallel.compile)
     for first in range(0, STEPS, per_dispatch):
-        batch = split(jax.tree.map(lambda x, i=first: x[i : i + per_dispatch], batches), mesh, axis=1)
-        assert len(batch.x_0.sharding.device_set) == device_count
-        state, _ = dispatch(state, batch, key)
-    return jax.tree.map(np.asarray, state.params)
+        given = state
+        batch = parallel.put_batches(jax.tree.map(lambda x, i=first: x[i : i + per_dispatch], batches))
+        state, _ = dispatch(state, batch, jax.random.key(1))
+    assert all(x.is_deleted() for x in jax.tree.leaves(given)), "the memory of the old state is not reused"
+    parts = {part.data.shape for part in max(jax.tree.leaves(state), key=np.size).addressable_shards}
+    return jax.tree.map(np.asarray, state.params), parts
 
 
-def train_by_pmap() -> Params:
-    system, state, optimizer, batches = setting()
-    step = make_train_step(system.loss, optimizer, B, mean_over_devices=lambda x: jax.lax.pmean(x, "data"))
-    parallel = jax.pmap(step, axis_name="data", in_axes=(None, 0, None), out_axes=None)
-    for i in range(STEPS):
-        batch = jax.tree.map(lambda x: x[i].reshape(jax.device_count(), -1, *x.shape[2:]), batches)  # noqa: B023
-        state, _ = parallel(state, batch, jax.random.key(1))
-    return jax.tree.map(np.asarray, state.params)
-
-
-def train_each_way() -> dict[str, Params]:
+def train_each_way() -> dict[str, tuple[Params, set[tuple[int, ...]]]]:
     assert jax.device_count() == 8
+    sharding.LARGE = 2**7  # of which this network has some arrays
     return {
-        "jit, 1 device": train_by_jit(1),
-        "jit, 8 devices": train_by_jit(8),
-        "jit, 8 devices, 4 steps a dispatch, 2 passes a step": train_by_jit(8, per_dispatch=4, accumulate=2),
-        "pmap, 8 devices": train_by_pmap(),
+        # As many devices as divide the number.
+        "jit, 1 device": train_by(by_jit(1)),
+        "jit, 8 devices": train_by(by_jit(8)),
+        "jit, 8 devices, 4 steps a dispatch, 2 passes a step": train_by(by_jit(8), per_dispatch=4, accumulate=2),
+        "jit, 2 x 4 devices": train_by(by_jit(8, fsdp=4)),
+        "pmap, 8 devices": train_by(by_pmap(8), mean_over_devices=mean_over_devices),
+        "pmap, 8 devices, 4 steps a dispatch, 2 passes a step": train_by(
+            by_pmap(8), per_dispatch=4, accumulate=2, mean_over_devices=mean_over_devices
+        ),
     }
 
 
 @pytest.fixture(scope="module")
-def each_way() -> dict[str, Params]:
+def each_way() -> dict[str, tuple[Params, set[tuple[int, ...]]]]:
     return with_devices(8, train_each_way)
 
 
 @pytest.mark.parametrize(
-    "way", ["jit, 8 devices", "jit, 8 devices, 4 steps a dispatch, 2 passes a step", "pmap, 8 devices"]
+    "way",
+    [
+        "jit, 8 devices",
+        "jit, 8 devices, 4 steps a dispatch, 2 passes a step",
+        "jit, 2 x 4 devices",
+        "pmap, 8 devices",
+        "pmap, 8 devices, 4 steps a dispatch, 2 passes a step",
+    ],
 )
-def test_jit_and_pmap_on_many_devices_train_what_one_device_trains(each_way: dict[str, Params], way: str) -> None:
-    one, start = each_way["jit, 1 device"], setting()[1].params
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), each_way[way], one)
+def test_jit_and_pmap_on_many_devices_train_what_one_device_trains(each_way: dict[str, Any], way: str) -> None:
+    (one, whole), (many, parts), start = each_way["jit, 1 device"], each_way[way], setting()[1].params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), many, one)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one, start)
     assert min(jax.tree.leaves(moved)) > 1e-2
+    assert {np.prod(part) for part in parts} == {np.prod(*whole) // (4 if "x 4" in way else 1)}
 
 
-def placements() -> list[tuple[int, int, tuple[int, ...], tuple[int, ...]]]:
-    """(batch size, devices, shape of a device's part of a batch, of the parameters)."""
+def placements() -> list[Any]:
+    """By batch size and fsdp: the mesh, and the parts of a batch and of large and small arrays that a device holds."""
     result = []
-    for batch_size in (16, 6, 5):
-        mesh = data_mesh(batch_size)
-        batch, params = split(np.zeros((3, batch_size, 2)), mesh, axis=1), replicate(np.zeros((7, 2)), mesh)
-        parts = [x.addressable_shards[0].data.shape for x in (batch, params)]
-        assert len(params.addressable_shards) == mesh.size
-        result.append((batch_size, mesh.size, *parts))
+    shapes = ((512, 128), (128, 512), (3, 512, 512), (512, 127), (513, 514, 3), (512,))
+    for batch_size, fsdp in ((16, 1), (6, 1), (5, 1), (16, 4), (8, 8)):
+        mesh = data_mesh(batch_size, fsdp)
+        batch = split(np.zeros((3, batch_size, 2)), mesh, axis=1)
+        arrays = [batch, *shard([np.zeros(shape) for shape in shapes], mesh)]
+        assert all(len(x.addressable_shards) == mesh.size for x in arrays)
+        result.append((tuple(mesh.shape.values()), *(x.addressable_shards[0].data.shape for x in arrays)))
     return result
 
 
-def test_a_batch_is_split_over_as_many_devices_as_divide_it() -> None:
-    expected = [(16, 8, (3, 2, 2), (7, 2)), (6, 2, (3, 3, 2), (7, 2)), (5, 1, (3, 5, 2), (7, 2))]
-    assert with_devices(8, placements) == expected
+def test_batches_are_split_over_all_devices_and_large_arrays_over_fsdp() -> None:
+    whole = ((512, 128), (128, 512), (3, 512, 512), (512, 127), (513, 514, 3), (512,))
+    assert with_devices(8, placements) == [
+        ((8, 1), (3, 2, 2), *whole),
+        ((2, 1), (3, 3, 2), *whole),
+        ((1, 1), (3, 5, 2), *whole),
+        ((2, 4), (3, 2, 2), (128, 128), (128, 128), (3, 128, 512), *whole[3:]),
+        ((1, 8), (3, 1, 2), (64, 128), (128, 64), (3, 64, 512), *whole[3:]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "mesh", "accumulate", "words"),
+    [
+        ("xmap", {}, 1, "config.parallel: found 'xmap', allowed are 'jit' and 'pmap'"),
+        ("jit", {"fsdp": 0}, 1, "config.mesh: found {'fsdp': 0}"),
+        ("jit", {"model": 2}, 1, "config.mesh: found {'model': 2}"),
+        ("jit", {"fsdp": 1024}, 1, "config.mesh.fsdp: found 1024, allowed are divisors of the"),
+        ("pmap", {"fsdp": 2}, 1, "config.mesh.fsdp: found 2, allowed with config.parallel 'pmap' is 1"),
+        ("pmap", {}, 32, "config.training.accumulate: found 32"),
+    ],
+)
+def test_what_does_not_fit_is_refused(parallel: str, mesh: dict[str, int], accumulate: int, words: str) -> None:
+    config = ConfigDict({"parallel": parallel, "mesh": mesh})
+    with pytest.raises(InputError, match=re.escape(words)):
+        parallel_of(config, Training(num_steps=1, batch_size=16, accumulate=accumulate))
 
 
 # --- scoring ---------------------------------------------------------------------------------------------------------
