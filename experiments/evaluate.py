@@ -7,7 +7,9 @@ or a folder with sub-folders of pictures, `good` the normal one; results then go
 report_<name of PATH>.html.
 """
 
+import json
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +23,14 @@ from diffad_jax.data.raw import labelled
 from diffad_jax.errors import InputError
 from diffad_jax.figures import Pictures
 from diffad_jax.metrics import metrics
+from diffad_jax.pixel_metrics import aupro, pixel_auroc
 from diffad_jax.report import Result, most_and_least, summary_table, write_report
 from experiments import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run, or of several.", required=True)
 DATA = flags.DEFINE_string("data", None, "Other labelled data to score: an .npz of X, y or a folder of pictures.")
 BASELINES = flags.DEFINE_list(
-    "baselines", ["iforest", "ocsvm", "copod", "knn", "knn_raw"], "Classical detectors to stand beside."
+    "baselines", ["iforest", "ocsvm", "copod", "knn", "knn_raw"], "Classical detectors to stand beside, held in memory."
 )
 PICTURES_PER_KIND = 3
 
@@ -39,17 +42,18 @@ def evaluate_run(directory: Path) -> list[Result]:
     datasets = tests_of(trained, directory.name)
     results, tests = [], {}
     started = time.perf_counter()
-    scores_each = trained.score_each([np.asarray(dataset.test) for dataset in datasets])
+    readings = read_each(trained, datasets)
     seconds = time.perf_counter() - started
-    for dataset, scores in zip(datasets, scores_each, strict=True):
-        train, test = np.asarray(dataset.train), np.asarray(dataset.test)
-        by_method = {f"diffusion ({config.model.name})": scores} | {
-            name: baselines.fit_score(name, train, test, config.seed) for name in BASELINES.value
-        }
-        tests[dataset.name] = {**metrics(dataset.labels, scores), "n_test": len(dataset.test)}
+    for dataset, (scores, pixel) in zip(datasets, readings, strict=True):
+        by_method = {f"diffusion ({config.model.name})": scores}
+        if BASELINES.value:
+            train, test = np.asarray(dataset.train), np.asarray(dataset.test)
+            by_method |= {name: baselines.fit_score(name, train, test, config.seed) for name in BASELINES.value}
+        tests[dataset.name] = {**metrics(dataset.labels, scores), **(pixel or {}), "n_test": len(dataset.test)}
         facts = {"training normals": len(dataset.train), "test": len(dataset.test), "seed": config.seed}
         shown = pictures_of(trained, dataset, scores) if len(dataset.test.shape) == 4 else None
-        results.append(Result(dataset.name, dataset.labels, by_method, trained.statistics.threshold, shown, facts))
+        threshold = trained.statistics.threshold
+        results.append(Result(dataset.name, dataset.labels, by_method, threshold, shown, facts, dataset.groups, pixel))
     means = {key: float(np.mean([test[key] for test in tests.values()])) for key in next(iter(tests.values()))}
     summary = {
         **means,
@@ -65,6 +69,28 @@ def evaluate_run(directory: Path) -> list[Result]:
     return results
 
 
+def read_each(trained: detector.Trained, datasets: list[Dataset]) -> list[tuple[np.ndarray, dict[str, float] | None]]:
+    """The scores of each test set, and the measures of its heat maps where it has masks."""
+    if not any(dataset.masks is not None for dataset in datasets):
+        return [(scores, None) for scores in trained.score_each([dataset.test for dataset in datasets])]
+    found: list[tuple[np.ndarray, dict[str, float] | None]] = []
+    for dataset in datasets:
+        read = list(trained.read(dataset.test))
+        scores, maps = (np.concatenate(parts) for parts in zip(*read, strict=True))
+        pixel = None
+        if dataset.masks is not None and maps.ndim == 3:
+            masks = np.asarray(dataset.masks)
+            pixel = {"pixel_auroc": pixel_auroc(masks, maps), "aupro": aupro(masks, maps)}
+        found.append((scores, pixel))
+    return found
+
+
+@lru_cache(maxsize=1)
+def load_once(spec: str) -> tuple[Dataset, ...]:
+    """The data sets of a config.data given as JSON, which the runs of one folder share."""
+    return load(json.loads(spec))
+
+
 def suffix() -> str:
     """What sets the files of other data apart from those of the run's own test sets."""
     return f"_{Path(DATA.value).stem}" if DATA.value else ""
@@ -72,11 +98,12 @@ def suffix() -> str:
 
 def tests_of(trained: detector.Trained, name: str) -> list[Dataset]:
     """The data sets to score: those of the config that share the run's training set, or --data beside those normals."""
-    own = load(trained.config.data)
+    own = load_once(trained.config.data.to_json(sort_keys=True))
     # A run among several trained on the set that bears its name.
     mine = [dataset for dataset in own if dataset.name == name] or [own[0]]
     if DATA.value:
-        x, labels = labelled(DATA.value)
+        size = trained.statistics.transform.shape[0] if Path(DATA.value).is_dir() else None
+        x, labels = labelled(DATA.value, size)
         if x.shape[1:] != mine[0].train.shape[1:]:
             raise InputError(f"{DATA.value}: data of shape {x.shape[1:]}, the run has learnt {mine[0].train.shape[1:]}")
         return [Dataset(Path(DATA.value).stem, mine[0].train, x, labels)]
@@ -87,7 +114,8 @@ def pictures_of(trained: detector.Trained, dataset: Dataset, scores: np.ndarray)
     """The pictures most worth looking at, with their noised and reconstructed versions and error maps."""
     chosen = most_and_least(scores, dataset.labels, PICTURES_PER_KIND)
     x_0, x_t, reconstruction, error = trained.explain(dataset.test[chosen])
-    return Pictures(x_0, x_t, reconstruction, error, dataset.labels[chosen], scores[chosen])
+    masks = None if dataset.masks is None else dataset.masks[chosen]
+    return Pictures(x_0, x_t, reconstruction, error, dataset.labels[chosen], scores[chosen], masks)
 
 
 def main(_: list[str]) -> None:
