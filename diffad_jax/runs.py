@@ -131,9 +131,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     )
     calibration_rows = rows[_evenly_spaced(len(rows), scoring.calibration_rows)]
     levels = make_levels(system, fitted.state.ema, config.seed, scoring.batch_size)(calibration_rows)
-    calibration, threshold = fit_calibration(levels, scoring.combination)
     facts = {"n_train": len(rows), "seconds_train": fitted.seconds}
-    Statistics(transform, calibration, threshold, facts).save(workdir)
+    Statistics(transform, *fit_calibration(levels, scoring.combination), facts).save(workdir)
 
 
 def make_validate(loss: Loss, x_0: np.ndarray, seed: int, batch_size: int) -> Callable[[Params], Array]:

@@ -1,0 +1,36 @@
+"""DiT on ImageNet's pictures at 224x224, in pixel space: some classes are normal, all others anomalies.
+
+    python -m experiments.train --config configs/imagenet224_dit.py:B/16 --config.data.path=FOLDER \
+        --config.data.normal_class=CLASS --workdir runs/imagenet224
+    python -m experiments.evaluate --workdir runs/imagenet224
+
+FOLDER holds train/<class> and val/<class>, or <class> alone, half of whose normals then train. The argument is the size of
+the network and the side of its patches: S/16, B/16 (the default), L/16 or XL/16, of 33, 131, 459 and 675 million parameters.
+
+Hardware: an accelerator with bfloat16; with few steps S/16 trains on a CPU. Cost and result: not run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pictures
+from diffad_jax.models.dit import SIZES
+
+
+def get_config(network: str = "B/16") -> ConfigDict:
+    size, _, patch_size = network.partition("/")
+    if size not in SIZES or not patch_size.isdecimal():
+        raise ValueError(f"found {network!r}, allowed are {', '.join(f'{known}/16' for known in SIZES)}")
+    config = pictures.get_config()
+    config.data = {"name": "class_folders", "path": "data/imagenet", "size": 224, "normal_class": "", "seed": 1}
+    config.pipeline.flip = True
+    config.model = {
+        "name": "DiT",
+        "size": size,
+        "patch_size": int(patch_size),
+        "dtype": "bfloat16",
+        "remat": size in ("L", "XL"),
+    }
+    config.optimizer = {"learning_rate": 2e-4}
+    config.training = {"num_steps": 100_000, "batch_size": 256, "checkpoint_every": 5000}
+    config.scoring.update({"batch_size": 32, "smoothing": 4.0})
+    return config

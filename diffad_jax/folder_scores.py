@@ -1,0 +1,204 @@
+"""A folder of pictures scored by a trained run: scores.csv, which survives a kill, heat maps, and what could not be read."""
+
+import csv
+import hashlib
+import inspect
+import io
+import os
+from collections.abc import Iterable, Sequence
+from itertools import compress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
+
+from diffad_jax.data.loading import LOADERS
+from diffad_jax.data.pictures import PictureFiles
+from diffad_jax.detector import Trained
+from diffad_jax.errors import InputError
+from diffad_jax.workdir import Statistics, claim, write_atomically
+
+COLUMNS = ("path", "score", "probability", "label")
+UNREADABLE = ("path", "cause")
+BRIGHTEST = 5  # times the usual error
+
+
+class Counts(NamedTuple):
+    """scored: rows in scores.csv; new: those that this call added; anomalous: those with label 1; unreadable: this time."""
+
+    scored: int
+    new: int
+    anomalous: int
+    unreadable: int
+
+
+def score_folder(
+    trained: Trained, root: Path, files: Sequence[Path], out: Path, heat_maps: bool = False, on_error: str = "skip"
+) -> Counts:
+    """Scores the pictures `files` below `root` in batches, in bounded memory, and leaves alone what `out` holds already.
+
+    out/scores.csv: path relative to root; score; probability, see `probability`; label, 1 where the score is above the
+    threshold of the training normals. With heat_maps out/heat_maps/<path>.png, see `colours`, as large as the model sees
+    pictures. out/unreadable.csv: path and cause of what could not be read this time; the next call tries it again.
+    Raises InputError on a run that has not learnt pictures, or whose score has no maps where they are asked for, and with
+    on_error "fail" (rather than "skip") on the first unreadable file, when all before it is on disk.
+    """
+    names = {file: os.path.relpath(file, root) for file in files}
+    table = ScoreTable(out / "scores.csv")
+    before = len(table.labels)
+
+    def heat_map(file: Path) -> Path:
+        return out / "heat_maps" / f"{names[file]}.png"
+
+    pending = [file for file in files if names[file] not in table.labels or (heat_maps and not heat_map(file).exists())]
+    pictures = as_trained(trained, pending)
+    write_atomically(out / "unreadable.csv", _lines([UNREADABLE]))
+    readings = trained.read(pictures) if pending else iter(())
+    done = 0
+    with tqdm(total=len(files), initial=len(files) - len(pending), unit="picture", smoothing=0, disable=None) as bar:
+        for scores, maps in readings:
+            if heat_maps and maps.ndim != 3:
+                raise InputError(f"heat maps: the run's score {trained.config.score.name!r} has none, it is one number")
+            batch = pending[done : done + len(scores)]
+            done += len(batch)
+            good = np.array([file not in pictures.faults for file in batch])
+            if heat_maps:
+                for file, map_ in zip(compress(batch, good), colours(trained.statistics, maps[good])):
+                    _save_png(heat_map(file), map_)
+            chances, labels = probability(trained.statistics, scores), scores > trained.statistics.threshold
+            found = zip((names[file] for file in batch), scores, chances, labels, good)
+            # Six digits: the last bits of a score depend on where in a batch its picture stands.
+            table.append([(name, f"{s:.6g}", f"{p:.6g}", int(y)) for name, s, p, y, kept in found if kept])
+            faults = [(names[file], pictures.faults[file]) for file, kept in zip(batch, good) if not kept]
+            _append(out / "unreadable.csv", faults)
+            if faults and on_error == "fail":
+                raise InputError(f"{root / faults[0][0]}: {faults[0][1]}")
+            bar.update(len(batch))
+    scored = len(table.labels)
+    return Counts(scored, scored - before, sum(table.labels.values()), len(pictures.faults))
+
+
+def probability(statistics: Statistics, scores: np.ndarray) -> np.ndarray:
+    """1 - p, with p = (1 + #{normals that score as high or higher}) / (n + 1): scores [B] -> [B] in [0, 1).
+
+    p is the marginal conformal p-value of Bates et al. 2023 ("Testing for outliers with conformal p-values") for "this is a
+    normal". It is no probability of being an anomaly, which depends on how frequent anomalies are: of new normals a share of
+    about 1 - c lies above the value c. That share would be exact, were the n normals not among those trained on, which
+    makes normals that the model never saw look a little more anomalous. n bounds it: nothing lies above 1 - 1 / (n + 1).
+    """
+    normals = statistics.normal_scores
+    as_high = len(normals) - np.searchsorted(normals, scores, side="left")
+    return 1 - (1 + as_high) / (len(normals) + 1)
+
+
+def colours(statistics: Statistics, maps: np.ndarray) -> np.ndarray:
+    """Heat maps [B, H, W] -> uint8 [B, H, W, 3] on one scale for all pictures, fixed by the training normals.
+
+    Black (matplotlib's "magma") is the mean error of the normals or less, the brightest colour BRIGHTEST times that or more:
+    a map is the mean over levels of (error - mean) / scale, which BRIGHTEST times the mean brings to
+    (BRIGHTEST - 1) mean(mean / scale).
+    """
+    usual = np.asarray(statistics.calibration.mean / statistics.calibration.scale)
+    top = (BRIGHTEST - 1) * usual.mean() or 1.0
+    return np.asarray(colormaps["magma"](np.clip(maps / top, 0, 1), bytes=True))[..., :3]
+
+
+class Tolerant(PictureFiles):
+    """Picture files; one that cannot be read is black, and its cause is noted in `faults`."""
+
+    def __init__(self, files: Sequence[Path], size: int, channels: int, fit: str) -> None:
+        super().__init__(files, size, channels, fit)
+        self.faults: dict[Path, str] = {}
+
+    def read(self, file: Path) -> np.ndarray:
+        try:
+            return super().read(file)
+        except InputError as error:
+            self.faults[file] = str(error).removeprefix(f"{file}: ")
+            return np.zeros(self.shape[1:], self.dtype)
+
+
+def as_trained(trained: Trained, files: Sequence[Path]) -> Tolerant:
+    """The files, read as the run's training data were: its size and channels, and config.data.fit or its loader's default.
+
+    Where the data came without a fit, as from an `.npz`, the centre is cropped.
+    Raises InputError on a run that has not learnt square pictures of values 0 to 255.
+    """
+    shape, config = trained.statistics.transform.shape, trained.config
+    if len(shape) != 3 or shape[0] != shape[1] or shape[2] not in (1, 3):
+        raise InputError(f"the run has learnt data of shape {shape}, allowed are pictures (size, size, 1 or 3)")
+    ends = config.transform.get("low", 0), config.transform.get("high", 255)
+    if ends != (0, 255):
+        raise InputError(
+            f"the run has learnt values from {ends[0]:g} to {ends[1]:g}, those of picture files are 0 to 255"
+        )
+    return Tolerant(files, shape[0], shape[2], _fit_of(config.get("data", {})))
+
+
+def _fit_of(data: ConfigDict | dict[str, Any]) -> str:
+    loader = LOADERS.get(data.get("name", ""))
+    default = inspect.signature(loader).parameters.get("fit") if loader else None
+    return str(data.get("fit", default.default if default else "crop"))
+
+
+class ScoreTable:
+    """scores.csv: rows are on disk when `append` returns. labels: {path: label} of all of them."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or begins the file; a last row that a kill cut short is dropped. Raises InputError on another table."""
+        self.path = path
+        rows: list[Sequence[str]] = [COLUMNS]
+        if path.exists():
+            text = path.read_text(encoding="utf-8", errors="surrogateescape")
+            found = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+            if found and tuple(found[0]) != COLUMNS:
+                raise InputError(f"{path}: has the columns {','.join(found[0])}, expected {','.join(COLUMNS)}")
+            # A path may hold a line break, so that what was cut short may end in one.
+            rows += [row for row in found[1:] if len(row) == len(COLUMNS)]
+        write_atomically(path, _lines(rows))
+        self.labels = {row[0]: int(row[3]) for row in rows[1:]}
+
+    def append(self, rows: Iterable[tuple[str, str, str, int]]) -> None:
+        """Adds rows but for those whose path is there already."""
+        new = [row for row in rows if row[0] not in self.labels]
+        _append(self.path, new)
+        self.labels |= {row[0]: row[3] for row in new}
+
+
+def claim_output(out: Path, trained: Trained, root: Path) -> None:
+    """Makes `out` the place for the scores of one run and one folder; run.json tells which, by a hash and a path.
+
+    Raises InputError where it holds another's, or lies in the folder, whose pictures its heat maps would then be.
+    """
+    root = root.resolve()
+    if out.resolve().is_relative_to(root):
+        raise InputError(f"{out}: lies in the folder of pictures {root}, choose another directory of scores")
+    # The scores of its normals tell a run from another of the same config.
+    run = trained.config.to_json_best_effort(sort_keys=True).encode() + trained.statistics.normal_scores.tobytes()
+    identity = {"input": str(root), "sha256": hashlib.sha256(run).hexdigest()[:16]}
+    claim(out / "run.json", identity, "scores", "directory of scores")
+
+
+def _lines(rows: Iterable[Sequence[object]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", errors="surrogateescape")
+
+
+def _append(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    if rows:
+        with path.open("ab") as file:
+            file.write(_lines(rows))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _save_png(path: Path, pixels: np.ndarray) -> None:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content.getvalue())

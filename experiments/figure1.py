@@ -1,0 +1,128 @@
+"""Diffusion models against classical detectors on raw pictures of growing size: the paper's Figure 1, measured.
+
+python -m experiments.figure1 --data_dir FOLDER --out DIR [--normal animal] [--resolutions 32,64,128,224] [--seeds N]
+    [--methods dit,unet,ocsvm,iforest,copod] [--steps N] [--dit FILE] [--unet FILE] [--dit.training.batch_size=64 ...]
+
+FOLDER holds a folder of pictures for each class, see `folders.class_folders`. The two networks are trained at every
+resolution in DIR/runs, with patches that grow with the picture (`scalability.scaled`). Writes results.csv, figure1.png and
+figure1.md into DIR. A command that was stopped goes on; what failed is tried again. Seed s splits the data by s + 1.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from configs import imagenet64_unet, imagenet224_dit
+from diffad_jax import scalability, table
+from diffad_jax.build import nearest
+from diffad_jax.data.loading import load
+from diffad_jax.errors import InputError
+from diffad_jax.figures import png
+from diffad_jax.loop import Stopped
+from diffad_jax.metrics import metrics
+from diffad_jax.workdir import save_config, write_atomically
+from experiments import cli
+
+FILES = {"dit": f"{imagenet224_dit.__file__}:S/16", "unet": imagenet64_unet.__file__}
+NETWORKS = {
+    name: config_flags.DEFINE_config_file(name, file, "Config of the network.", lock_config=True)
+    for name, file in FILES.items()
+}
+ALL = (*NETWORKS, *scalability.CLASSICAL)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of one folder of pictures a class.", required=True)
+OUT = flags.DEFINE_string("out", None, "Directory for the results.", required=True)
+NORMAL = flags.DEFINE_list("normal", ["animal"], "The normal classes.")
+RESOLUTIONS = flags.DEFINE_list("resolutions", ["32", "64", "128", "224"], "Pixels a side.")
+CHOSEN = flags.DEFINE_list("methods", list(ALL), "Methods.")
+STEPS = flags.DEFINE_integer("steps", None, "Training steps, in place of those of the configs.", lower_bound=1)
+SEEDS = flags.DEFINE_integer("seeds", 1, "Number of seeds.", lower_bound=1)
+
+Key = tuple[str, str, str, int]
+
+
+def keys() -> list[Key]:
+    """(data set, method, what is normal, seed) of every result that is asked for, small pictures first."""
+    for name in CHOSEN.value:
+        if name not in ALL:
+            raise InputError(f"--methods: found {name!r}; {nearest(name, ALL)}")
+    for size in RESOLUTIONS.value:
+        if not (size.isdecimal() and int(size)):
+            raise InputError(f"--resolutions: found {size!r}, allowed are pixels from 1")
+    folder, normal = Path(DATA_DIR.value).resolve().name, f"normal {' '.join(NORMAL.value)}"
+    sizes = sorted({int(size) for size in RESOLUTIONS.value})
+    return [(f"{folder}_{r}", m, normal, s) for r in sizes for s in range(SEEDS.value) for m in CHOSEN.value]
+
+
+def data_of(key: Key) -> dict[str, Any]:
+    """config.data of a result."""
+    options = {"size": scalability.resolution(key[0]), "normal_class": tuple(NORMAL.value), "seed": key[3] + 1}
+    return {"name": "class_folders", "path": DATA_DIR.value, **options}
+
+
+def config_of(key: Key) -> ConfigDict:
+    """The config of a network's result."""
+    config = scalability.scaled(NETWORKS[key[1]].value, scalability.resolution(key[0]), STEPS.value)
+    config.data, config.seed = data_of(key), key[3]
+    return config
+
+
+def workdir_of(key: Key) -> Path:
+    """The work directory of a network's result."""
+    return Path(OUT.value) / "runs" / f"{key[0]}_{key[2].replace(' ', '_')}" / f"{key[1]}_{key[3]}"
+
+
+def measure(key: Key) -> table.Row:
+    """The row of a result: its metrics, or the cause of its failure."""
+    try:
+        (dataset,) = load(data_of(key))
+        if key[1] in NETWORKS:
+            found = scalability.detect_trained(config_of(key), dataset, workdir_of(key))
+        else:
+            found = scalability.detect_classical(key[1], dataset, key[3])
+        values = metrics(dataset.labels, found.scores)
+    except Stopped:
+        raise
+    except Exception as error:
+        return table.row(key, {"error": f"{type(error).__name__}: {error}"})
+    counts = {"n_train": len(dataset.train), "n_test": len(dataset.test)}
+    seconds = {"seconds_train": found.seconds_train, "seconds_score": found.seconds_score}
+    return table.row(key, {**values, **counts, **seconds})
+
+
+def main(_: list[str]) -> None:
+    asked, out = keys(), Path(OUT.value)
+    load(data_of(asked[0]))
+    for key in asked:
+        # What cannot be, or was made with other settings, is refused before hours are spent.
+        if key[1] in NETWORKS and config_of(key) and (workdir_of(key) / "config.json").exists():
+            save_config(workdir_of(key), config_of(key))
+    out.mkdir(parents=True, exist_ok=True)
+    results = table.Results(out / "results.csv")
+    pending = [key for key in asked if key not in results.done]
+    for key in tqdm(pending, total=len(asked), initial=len(asked) - len(pending), unit="result", smoothing=0):
+        results.append(measure(key))
+    rows = [row for row in results.rows if table.key_of(row) in asked]
+    curves = scalability.Curves(rows, CHOSEN.value)
+    if not curves.methods:
+        raise InputError(f"no method succeeded; the first failed with {rows[0]['error']}")
+    train, test = ({str(row[count]) for row in rows if row[count]} for count in ("n_train", "n_test"))
+    facts = {
+        "command": shlex.join(["python", "-m", "experiments.figure1", *sys.argv[1:]]),
+        "data": f"{Path(DATA_DIR.value).name}, {asked[0][2]}, {'/'.join(train)} to train on, {'/'.join(test)} to test on",
+        "device": f"{jax.devices()[0].device_kind}, JAX {jax.__version__}",
+        "seeds": str(SEEDS.value),
+    }
+    write_atomically(out / "figure1.png", png(scalability.draw(curves)))
+    text = scalability.markdown(rows, curves, facts)
+    write_atomically(out / "figure1.md", text.encode())
+    print(f"{text}\nfigure: {out / 'figure1.png'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

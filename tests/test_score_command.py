@@ -1,0 +1,251 @@
+"""A folder of pictures in, scores.csv and heat maps out: resumable, in bounded memory, damaged files told."""
+
+import csv
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+from PIL import Image
+from processes import Finished, command, start
+
+from diffad_jax import detector, runs
+from diffad_jax.data.folders import picture_folder
+from diffad_jax.data.loading import load
+from diffad_jax.data.pictures import read_picture
+from diffad_jax.errors import InputError
+from diffad_jax.folder_scores import Counts, Tolerant, colours, probability, score_folder
+from diffad_jax.workdir import Statistics
+
+SIZE = 8
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def stripes(draw: np.random.Generator) -> np.ndarray:
+    """A normal: wider than high, so that cropping and stretching differ."""
+    return np.clip(np.arange(16)[None, :, None] * 12 + draw.normal(size=(12, 16, 3)) * 20 + 30, 0, 255)
+
+
+def config_of(folder: Path) -> ConfigDict:
+    config = tiny.get_config()
+    config.data = {"name": "class_folders", "path": str(folder), "size": SIZE, "normal_class": "stripes"}
+    config.data.fit = "stretch"
+    config.transform = {"name": "range", "low": 0.0, "high": 255.0}
+    config.training.num_steps = 4
+    config.scoring = {"batch_size": 4, "calibration_rows": 19}
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, draw = tmp_path_factory.mktemp("run"), np.random.default_rng(0)
+    for i in range(38):
+        save(folder / "data" / "stripes" / f"{i:02}.png", stripes(draw))
+    save(folder / "data" / "noise" / "0.png", draw.integers(0, 256, (12, 16, 3)))
+    config = config_of(folder / "data")
+    runs.train(config, load(config.data)[0], folder / "work", progress=False)
+    return folder / "work"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pictures of several formats and depths, and two files that are none."""
+    folder, draw = tmp_path_factory.mktemp("photos"), np.random.default_rng(1)
+    for i in range(7):
+        save(folder / f"{i}.png", stripes(draw))
+    save(folder / "a, b" / "0.jpg", stripes(draw))
+    save(folder / "a, b" / "deep" / "two\nlines.bmp", stripes(draw))
+    save(folder / "checks.png", 255 * (np.indices((12, 16)) // 4).sum(axis=0)[..., None].repeat(3, axis=2) % 510)
+    (folder / "2b.png").write_bytes((folder / "2.png").read_bytes()[:200])
+    (folder / "text.jpg").write_text("no picture")
+    return folder
+
+
+def rows_of(out: Path, name: str = "scores.csv") -> list[dict[str, str]]:
+    with (out / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_scores(out: Path, expected: Path) -> None:
+    """Line by line; the last bits of a score may depend on where in a batch its picture stood."""
+    found, wanted = rows_of(out), rows_of(expected)
+    assert [row["path"] for row in found] == [row["path"] for row in wanted]
+    for key in ("score", "probability", "label"):
+        np.testing.assert_allclose(*([float(row[key]) for row in rows] for rows in (found, wanted)), rtol=1e-4)
+
+
+def score(workdir: Path, photos: Path, out: Path, *arguments: str) -> Finished:
+    flags = ("--workdir", str(workdir), "--input", str(photos), "--out", str(out))
+    return command("experiments.score", *flags, *arguments, output=workdir.parent / "output")
+
+
+@pytest.fixture(scope="module")
+def done(workdir: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    out = tmp_path_factory.mktemp("done") / "scored"
+    return out, score(workdir, photos, out, "--heat_maps")
+
+
+def test_every_picture_gets_the_score_of_its_pixels(workdir: Path, photos: Path, done: tuple[Path, Finished]) -> None:
+    out, finished = done
+    assert finished.code == 0, finished.err
+    trained, rows = detector.load(workdir), rows_of(out)
+    names = [str(path.relative_to(photos)) for path in picture_folder(photos)]
+    assert [row["path"] for row in rows] == [name for name in names if name not in ("2b.png", "text.jpg")]
+    pixels = np.stack([read_picture(photos / row["path"], 3, SIZE, "stretch") for row in rows])
+    expected = trained.score(pixels)
+    np.testing.assert_allclose([float(row["score"]) for row in rows], expected, rtol=1e-4)
+    assert [row["label"] for row in rows] == [str(int(s > trained.statistics.threshold)) for s in expected]
+    assert {row["path"]: row["label"] for row in rows}["checks.png"] == "1"
+    faults = {row["path"]: row["cause"] for row in rows_of(out, "unreadable.csv")}
+    assert set(faults) == {"2b.png", "text.jpg"} and all("cannot be read" in cause for cause in faults.values())
+    assert "scored: 10 pictures, 10 of them now" in finished.out and "unreadable: 2" in finished.out
+
+
+def test_heat_maps_share_the_scale_of_the_normals(workdir: Path, photos: Path, done: tuple[Path, Finished]) -> None:
+    out, trained = done[0], detector.load(workdir)
+    files = {str(path.relative_to(out / "heat_maps")) for path in (out / "heat_maps").rglob("*") if path.is_file()}
+    assert files == {f"{row['path']}.png" for row in rows_of(out)}
+    for name in ("checks.png", "0.png"):
+        (reading,) = trained.read(read_picture(photos / name, 3, SIZE, "stretch")[None])
+        expected = colours(trained.statistics, reading.maps)[0]
+        found = np.asarray(Image.open(out / "heat_maps" / f"{name}.png"))
+        assert found.shape == (SIZE, SIZE, 3) and np.abs(found.astype(int) - expected).max() <= 2
+    statistics, calibration = trained.statistics, trained.statistics.calibration
+    # One level: the map of an error e is (e - mean) / scale.
+    errors = np.array([0.0, 1.0, 3.0, 5.0, 9.0]) * float(calibration.mean[0])
+    shown = colours(statistics, ((errors - calibration.mean[0]) / calibration.scale[0])[None, None])[0, 0].sum(axis=-1)
+    assert shown[0] == shown[1] < shown[2] < shown[3] == shown[4]
+
+
+def test_probability_is_one_minus_the_conformal_p_value_of_the_normals(workdir: Path) -> None:
+    statistics = Statistics.load(workdir)
+    normals = statistics.normal_scores
+    assert len(normals) == 19 and np.mean(normals > statistics.threshold) <= 0.06
+    scores = np.array([normals[0] - 1, normals[3], normals[-1], normals[-1] + 1])
+    p = [(1 + np.sum(normals >= s)) / 20 for s in scores]
+    np.testing.assert_allclose(probability(statistics, scores), 1 - np.array(p), atol=1e-12)
+    assert p[0] == 1 and p[3] == 1 / 20
+
+
+def test_a_second_pass_adds_only_what_is_new_and_tries_again_what_failed(
+    workdir: Path, photos: Path, done: tuple[Path, Finished], tmp_path: Path
+) -> None:
+    trained, folder, out = detector.load(workdir), tmp_path / "photos", tmp_path / "out"
+    out.mkdir()
+    for name in ("0.png", "1.png"):
+        save(folder / name, np.asarray(Image.open(photos / name)))
+    (folder / "2.png").write_bytes(b"half")
+
+    def again(heat_maps: bool = False) -> Counts:
+        return score_folder(trained, folder, picture_folder(folder), out, heat_maps)
+
+    assert again() == Counts(2, 2, 0, 1)
+    before = (out / "scores.csv").read_bytes()
+    (folder / "2.png").write_bytes((photos / "2.png").read_bytes())
+    assert again() == Counts(3, 1, 0, 0)
+    assert (out / "scores.csv").read_bytes().startswith(before) and rows_of(out, "unreadable.csv") == []
+    assert again(heat_maps=True) == Counts(3, 0, 0, 0)
+    assert len(list((out / "heat_maps").iterdir())) == 3 and len(rows_of(out)) == 3
+    reference = {row["path"]: row for row in rows_of(done[0])}
+    assert [float(row["score"]) for row in rows_of(out)] == pytest.approx(
+        [float(reference[row["path"]]["score"]) for row in rows_of(out)], rel=1e-4
+    )
+
+
+def test_a_table_cut_anywhere_is_completed(workdir: Path, photos: Path, tmp_path: Path) -> None:
+    trained, files = detector.load(workdir), picture_folder(photos)
+    (tmp_path / "one").mkdir()
+    score_folder(trained, photos, files, tmp_path / "one")
+    whole = (tmp_path / "one" / "scores.csv").read_bytes()
+    quoted = whole.index(b'"a, b')
+    for cut in (0, 10, quoted + 3, whole.index(b"two\n") + 4, len(whole) - 2):
+        out = tmp_path / f"cut at {cut}"
+        out.mkdir()
+        (out / "scores.csv").write_bytes(whole[:cut])
+        score_folder(trained, photos, files, out)
+        assert_same_scores(out, tmp_path / "one")
+
+
+def test_killed_and_started_again_it_ends_as_one_pass(workdir: Path, tmp_path: Path) -> None:
+    folder, draw = tmp_path / "photos", np.random.default_rng(2)
+    save(folder / "0000.png", stripes(draw))
+    for i in range(1, 800):
+        os.link(folder / "0000.png", folder / f"{i:04}.png")
+    out = tmp_path / "killed"
+    flags = ("--workdir", str(workdir), "--input", str(folder), "--out", str(out))
+    process = start("experiments.score", *flags, output=tmp_path)
+    while process.is_alive() and not ((table := out / "scores.csv").exists() and table.stat().st_size > 500):
+        time.sleep(0.001)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "err").read_text()
+    before = len(rows_of(out))
+    assert 0 < before < 800
+    resumed, once = score(workdir, folder, out), score(workdir, folder, tmp_path / "once")
+    assert resumed.code == once.code == 0, resumed.err
+    assert_same_scores(out, tmp_path / "once")
+    assert f"scored: 800 pictures, {800 - before} of them now" in resumed.out
+
+
+def test_no_more_than_a_few_batches_are_in_memory(
+    workdir: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out, read, ahead = tmp_path / "photos", tmp_path / "out", Tolerant.read, []
+    folder.mkdir()
+    out.mkdir()
+    for i in range(200):
+        os.link(photos / "0.png", folder / f"{i:03}.png")
+
+    def counted(self: Tolerant, file: Path) -> np.ndarray:
+        ahead.append(len(ahead) + 1 - (out / "scores.csv").read_bytes().count(b"\n"))
+        return read(self, file)
+
+    monkeypatch.setattr(Tolerant, "read", counted)
+    assert score_folder(detector.load(workdir), folder, picture_folder(folder), out).scored == 200
+    assert len(ahead) == 200 and max(ahead) <= 6 * 4, "pictures read ahead of the rows on disk"
+
+
+def test_what_is_refused(workdir: Path, photos: Path, done: tuple[Path, Finished], tmp_path: Path) -> None:
+    def assert_refused(finished: Finished, *words: str) -> None:
+        assert finished.code == 2 and finished.err.startswith("error: ") and len(finished.err.splitlines()) == 1, (
+            finished
+        )
+        assert all(word in finished.err for word in words), finished.err
+
+    out, before = done[0], (done[0] / "scores.csv").read_bytes()
+    save(tmp_path / "others" / "0.png", np.zeros((9, 9)))
+    refused = score(workdir, tmp_path / "others", out)
+    assert_refused(refused, "run.json", "scores.input", str(photos), "choose another directory")
+    shutil.copytree(workdir, tmp_path / "other")
+    Statistics.load(workdir).save(tmp_path / "other")
+    assert score(tmp_path / "other", photos, out).code == 0, "the same run elsewhere"
+    statistics = Statistics.load(workdir)
+    statistics.normal_scores += 1
+    statistics.save(tmp_path / "other")
+    assert_refused(score(tmp_path / "other", photos, out), "run.json", "scores.sha256")
+    assert_refused(score(workdir, photos, photos / "out"), "lies in the folder of pictures")
+    assert_refused(score(workdir, tmp_path / "gone", out), "gone", "no such folder")
+    strict = score(workdir, photos, tmp_path / "strict", "--on_error=fail")
+    assert_refused(strict, str(photos / "2b.png"), "cannot be read as a picture")
+    assert [row["path"] for row in rows_of(tmp_path / "strict")] == ["0.png", "1.png", "2.png"]
+    assert (out / "scores.csv").read_bytes() == before and not (photos / "out").exists()
+
+
+def test_runs_that_have_learnt_something_else_are_refused(workdir: Path, photos: Path, tmp_path: Path) -> None:
+    trained = detector.load(workdir)
+    digits = trained._replace(config=tiny.get_config())
+    with pytest.raises(InputError, match="values from 0 to 16, those of picture files are 0 to 255"):
+        score_folder(digits, photos, [photos / "0.png"], tmp_path)
+    statistics = Statistics.load(workdir)
+    statistics.transform = statistics.transform._replace(shape=(5,))
+    with pytest.raises(InputError, match="shape \\(5,\\)"):
+        score_folder(trained._replace(statistics=statistics), photos, [photos / "0.png"], tmp_path)
