@@ -85,8 +85,8 @@ def joined(function: Callable[[np.ndarray], Array], x: Rows, batch_size: int) ->
 
 def fit_calibration(
     levels: np.ndarray, combination: str = "standardised_mean", quantile: float = 0.95
-) -> tuple[Calibration, float]:
-    """Calibration, and the threshold on the combined score, from the levels [L, N] of training normals."""
+) -> tuple[Calibration, float, np.ndarray]:
+    """Of the levels [L, N] of training normals: calibration, threshold on the combined score, the combined scores, sorted."""
     calibration = calibrate(levels)
-    scores = COMBINATIONS[combination](calibration, jnp.asarray(levels, jnp.float32))
-    return calibration, threshold(np.asarray(scores), quantile)
+    scores = np.sort(COMBINATIONS[combination](calibration, jnp.asarray(levels, jnp.float32)))
+    return calibration, threshold(scores, quantile), scores

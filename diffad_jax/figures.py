@@ -136,6 +136,12 @@ def labelled_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.6, 4.7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    label(axes, title, x, y)
+    return figure, axes
+
+
+def label(axes: Axes, title: str, x: str, y: str) -> None:
+    """Titles and labels axes in the style of all figures here."""
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
@@ -144,7 +150,6 @@ def labelled_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     axes.tick_params(color=MUTED, labelcolor=MUTED)
     axes.grid(color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def stroke(i: int) -> dict[str, Any]:

@@ -37,22 +37,28 @@ def flatten(tree: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
 
 def save_config(workdir: Path, config: ConfigDict) -> None:
     """Writes config.json, and refuses a directory that holds a run of another config, naming the differing keys."""
+    claim(workdir / "config.json", json.loads(config.to_json_best_effort()), "config", "work directory")
+
+
+def claim(path: Path, value: Mapping[str, Any], name: str, directory: str) -> None:
+    """Writes `value`, called `name` in errors, as the JSON that tells whose the directory of `path` is.
+
+    Raises InputError where another value holds it, naming the differing keys, and where it cannot be a `directory`.
+    """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{workdir}: cannot be a work directory ({error.strerror})") from error
-    path = workdir / "config.json"
-    new = json.loads(config.to_json_best_effort())
+        raise InputError(f"{path.parent}: cannot be a {directory} ({error.strerror})") from error
     if path.exists():
-        there, asked = flatten(json.loads(path.read_text())), flatten(new)
+        there, asked = (flatten(held, name) for held in (json.loads(path.read_text()), value))
         differing = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
         if differing:
             shown = ", ".join(f"{key} ({there.get(key)!r} there, {asked.get(key)!r} asked)" for key in differing)
-            raise InputError(f"{path}: holds another run's config, differing in {shown}; choose another workdir")
+            raise InputError(f"{path}: holds another run's {name}, differing in {shown}; choose another {directory}")
     try:
-        save_json(path, new)
+        save_json(path, value)
     except OSError as error:
-        raise InputError(f"{workdir}: cannot be a work directory ({error.strerror})") from error
+        raise InputError(f"{path.parent}: cannot be a {directory} ({error.strerror})") from error
 
 
 def load_config(workdir: Path) -> ConfigDict:
@@ -64,11 +70,21 @@ def load_config(workdir: Path) -> ConfigDict:
 
 
 class Statistics:
-    """What was learnt of the training normals besides the parameters: transform, calibration, threshold and counts."""
+    """What was learnt of the training normals besides the parameters: transform, calibration, threshold and counts.
 
-    def __init__(self, transform: Transform, calibration: Calibration, threshold: float, facts: Mapping[str, float]):
+    normal_scores: [N], the scores of the normals that the calibration was fitted on, sorted.
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        calibration: Calibration,
+        threshold: float,
+        normal_scores: np.ndarray,
+        facts: Mapping[str, float],
+    ):
         self.transform, self.calibration, self.threshold = transform, calibration, threshold
-        self.facts = dict(facts)
+        self.normal_scores, self.facts = normal_scores, dict(facts)
 
     def save(self, workdir: Path) -> None:
         """Writes statistics.npz."""
@@ -76,7 +92,7 @@ class Statistics:
         arrays |= {f"calibration/{key}": np.asarray(value) for key, value in self.calibration._asdict().items()}
         arrays |= {f"facts/{key}": np.asarray(value) for key, value in self.facts.items()}
         partial = workdir / ".statistics.partial.npz"
-        np.savez(partial, threshold=self.threshold, **arrays)  # type: ignore[arg-type]
+        np.savez(partial, threshold=self.threshold, normal_scores=self.normal_scores, **arrays)  # type: ignore[arg-type]
         os.replace(partial, workdir / "statistics.npz")
 
     @classmethod
@@ -86,6 +102,10 @@ class Statistics:
         if not path.exists():
             raise InputError(f"{path}: missing; the run has not finished: repeat its experiments.train command")
         with np.load(path, allow_pickle=False) as stored:
+            if "normal_scores" not in stored.files:
+                raise InputError(
+                    f"{path}: of an earlier version; delete it and repeat the run's experiments.train command"
+                )
             groups: dict[str, dict[str, np.ndarray]] = {"transform": {}, "calibration": {}, "facts": {}}
             for key in stored.files:
                 group, _, name = key.partition("/")
@@ -97,5 +117,6 @@ class Statistics:
                 transform,
                 Calibration(**{k: jnp.asarray(v) for k, v in groups["calibration"].items()}),
                 float(stored["threshold"]),
+                stored["normal_scores"],
                 facts,
             )

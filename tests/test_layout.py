@@ -13,7 +13,7 @@ ORDER = [
     *[{"errors"}, {"build"}, {"process", "noise"}, {"parametrisation"}, {"losses"}, {"samplers"}, {"scores"}],
     *[{"calibration"}, {"dte"}, {"models"}, {"training"}, {"data"}, {"metrics", "pixel_metrics"}, {"baselines"}],
     *[{"figures"}, {"report"}, {"checkpoint"}, {"logs"}, {"sharding"}, {"assembly"}, {"loop"}, {"evaluation"}],
-    *[{"workdir"}, {"runs"}, {"detector"}, {"methods"}, {"table"}, {"table_report"}],
+    *[{"workdir"}, {"runs"}, {"detector"}, {"folder_scores"}, {"methods"}, {"table"}, {"table_report", "scalability"}],
 ]
 RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
 MATHEMATICS = ["process", "noise", "parametrisation", "losses", "samplers", "scores", "calibration"]
