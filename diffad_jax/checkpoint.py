@@ -127,6 +127,8 @@ class Checkpoints:
         for file in self.directory.glob("*/metrics/metrics"):
             try:
                 float(json.loads(file.read_text())["loss"])
+            except FileNotFoundError:
+                continue  # Another process of the run has done it.
             except (ValueError, KeyError, TypeError):
                 logging.warning("%s cannot be read; the checkpoint counts as one without a loss", file)
                 file.unlink(missing_ok=True)

@@ -97,9 +97,11 @@ def check(system: System, params: Params, shape: tuple[int, ...]) -> None:
 
 def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = True) -> None:
     """Trains on dataset.train and leaves config, checkpoints, logs and statistics in workdir; continues a run begun there."""
+    writes = jax.process_index() == 0
     if (workdir / "config.json").exists():
         # Another config is refused, and a finished run left, before anything is compiled.
-        save_config(workdir, config)
+        if writes:
+            save_config(workdir, config)
         if (workdir / "statistics.npz").exists():
             return
     transform = transforms.fit(train=dataset.train, **config.transform)
@@ -108,7 +110,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     check(system, state.params, dataset.train.shape[1:])
     parallel = parallel_of(config, settings)
     chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows)
-    save_config(workdir, config)
+    if writes:
+        save_config(workdir, config)
     rows = transform.view(dataset.train)
     fitted = fit(
         step,
@@ -127,12 +130,13 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         if len(held_out)
         else None,
         keep=settings.keep,
-        progress=dataset.name if progress else None,
+        progress=dataset.name if progress and writes else None,
     )
     calibration_rows = rows[_evenly_spaced(len(rows), scoring.calibration_rows)]
     levels = make_levels(system, fitted.state.ema, config.seed, scoring.batch_size)(calibration_rows)
     facts = {"n_train": len(rows), "seconds_train": fitted.seconds}
-    Statistics(transform, *fit_calibration(levels, scoring.combination), facts).save(workdir)
+    if writes:
+        Statistics(transform, *fit_calibration(levels, scoring.combination), facts).save(workdir)
 
 
 def make_validate(loss: Loss, x_0: np.ndarray, seed: int, batch_size: int) -> Callable[[Params], Array]:

@@ -1,13 +1,14 @@
 """How every command starts: flags in, one clear line and an exit code out.
 
-Exit codes: 0 success, 1 the run failed (it diverged, the disk is full), 2 bad input, 143 and 130 stopped by SIGTERM or SIGINT
-with its state saved: the same command goes on.
+Exit codes: 0 success, 1 the run failed (it diverged, the disk is full, another process died), 2 bad input, 143 and 130
+stopped by SIGTERM or SIGINT with its state saved: the same command goes on.
 """
 
 import argparse
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from diffad_jax import distributed
 from diffad_jax.build import nearest
 from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.loop import Stopped
@@ -24,6 +26,13 @@ from diffad_jax.loop import Stopped
 def config_flag(default: str | None = None) -> flags.FlagHolder:
     """Defines --config FILE[:ARGUMENT], whose keys --config.key=value overrides."""
     return config_flags.DEFINE_config_file("config", default, "Config file of the run.", lock_config=True)
+
+
+def distributed_flags() -> None:
+    """Defines the flags that make a command one of several processes; see `distributed.join`."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several processes make one run.")
+    flags.DEFINE_integer("num_processes", None, "How many processes make the run.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def use_compilation_cache() -> None:
@@ -35,7 +44,8 @@ def use_compilation_cache() -> None:
 
 def use_all_cores() -> None:
     """Shows a CPU as several devices: XLA runs most operations on one core each, so a batch split in two is faster."""
-    jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 4))
+    if jax.config.values["jax_num_cpu_devices"] < 0:
+        jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 4))
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -60,6 +70,9 @@ def run(main: Callable[[list[str]], None]) -> None:
         logging.set_verbosity(logging.WARNING)
         sys.unraisablehook = _tell_unless_late
         try:
+            if "coordinator" in flags.FLAGS:
+                names = ("coordinator", "num_processes", "process_id")
+                distributed.join(**{name: flags.FLAGS[name].value for name in names})
             main(argv)
         except InputError as error:
             _fail(str(error))
@@ -71,6 +84,14 @@ def run(main: Callable[[list[str]], None]) -> None:
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(stopped.exit_code)
+        except Exception as error:
+            if not jax.distributed.is_initialized():
+                raise
+            if not isinstance(error, jax.errors.JaxRuntimeError):
+                traceback.print_exc()
+                _leave(1)
+            reason = str(error).splitlines()[0]
+            _fail(f"the work with the other processes failed, most likely because one of them did ({reason})", code=1)
 
     app.run(guarded, flags_parser=parse)
 
@@ -116,4 +137,13 @@ def _tell_unless_late(unraisable: Any) -> None:
 
 def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends a failed process. Of several, at once: an orderly end waits for the others, and they wait for this one."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

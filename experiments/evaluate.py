@@ -12,6 +12,7 @@ import time
 from functools import lru_cache
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 
@@ -27,6 +28,7 @@ from diffad_jax.pixel_metrics import aupro, pixel_auroc
 from diffad_jax.report import Result, most_and_least, summary_table, write_report
 from experiments import cli
 
+cli.distributed_flags()
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run, or of several.", required=True)
 DATA = flags.DEFINE_string("data", None, "Other labelled data to score: an .npz of X, y or a folder of pictures.")
 BASELINES = flags.DEFINE_list(
@@ -46,7 +48,7 @@ def evaluate_run(directory: Path) -> list[Result]:
     seconds = time.perf_counter() - started
     for dataset, (scores, pixel) in zip(datasets, readings, strict=True):
         by_method = {f"diffusion ({config.model.name})": scores}
-        if BASELINES.value:
+        if BASELINES.value and jax.process_index() == 0:
             train, test = np.asarray(dataset.train), np.asarray(dataset.test)
             by_method |= {name: baselines.fit_score(name, train, test, config.seed) for name in BASELINES.value}
         tests[dataset.name] = {**metrics(dataset.labels, scores), **(pixel or {}), "n_test": len(dataset.test)}
@@ -65,7 +67,8 @@ def evaluate_run(directory: Path) -> list[Result]:
         "network_evaluations_per_datum": trained.system.score.evaluations,
         "tests": tests,
     }
-    workdir.save_json(directory / f"metrics{suffix()}.json", summary)
+    if jax.process_index() == 0:
+        workdir.save_json(directory / f"metrics{suffix()}.json", summary)
     return results
 
 
@@ -127,6 +130,8 @@ def main(_: list[str]) -> None:
     if not directories:
         raise InputError(f"--workdir: {root} holds no run (no config.json there or one level below)")
     results = [result for directory in directories for result in evaluate_run(directory)]
+    if jax.process_index() > 0:
+        return
     print(summary_table(results))
     config_text = "\n".join(
         f"{k}: {v}" for k, v in workdir.flatten(workdir.load_config(directories[0]).to_dict()).items()

@@ -15,6 +15,7 @@ from diffad_jax.data.loading import load
 from experiments import cli
 
 CONFIG = cli.config_flag()
+cli.distributed_flags()
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 flags.mark_flag_as_required("config")
 

@@ -27,10 +27,13 @@ class Finished(NamedTuple):
     err: str
 
 
-def start(module: str, *arguments: str, output: Path) -> BaseProcess:
-    """Starts `python -m module arguments`; what it prints goes to the files out and err in `output`."""
+def start(module: str, *arguments: str, output: Path, devices: int = -1) -> BaseProcess:
+    """Starts `python -m module arguments`; what it prints goes to the files out and err in `output`.
+
+    devices: how many CPU devices JAX has there, instead of as many as the command wants.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    process = CONTEXT.Process(target=_main, args=(module, arguments, output))
+    process = CONTEXT.Process(target=_main, args=(module, arguments, output, devices))
     process.start()
     return process
 
@@ -52,7 +55,8 @@ def _set_devices(count: int) -> None:
     jax.config.update("jax_num_cpu_devices", count)
 
 
-def _main(module: str, arguments: tuple[str, ...], output: Path) -> None:
+def _main(module: str, arguments: tuple[str, ...], output: Path, devices: int) -> None:
+    _set_devices(devices)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = [module, *arguments]

@@ -1,0 +1,198 @@
+"""Two real processes of four CPU devices each make one run, through the commands and over the network of this machine."""
+
+import json
+import os
+import signal
+import socket
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from processes import start
+
+from diffad_jax import distributed
+from diffad_jax.detector import load
+from diffad_jax.errors import InputError
+
+CONFIG = """
+import tiny
+
+def get_config(folder):
+    config = tiny.get_config(folder)
+    config.mesh = {"fsdp": 8}
+    config.model.width = 256
+    config.training.validation_rows = 20
+    config.scoring.calibration_rows = 50
+    config.scoring.batch_size = 32
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """--config of a network with arrays large enough to be split over both processes, on normals of 12 features."""
+    folder = tmp_path_factory.mktemp("data")
+    x = np.random.default_rng(0).normal(size=(300, 12))
+    np.savez(folder / "rows.npz", X=x, y=(np.arange(300) % 10 == 0).astype(int))
+    file = folder / "config.py"
+    file.write_text(CONFIG)
+    return (f"--config={file}:{folder}",)
+
+
+def free_port() -> int:
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            return int(server.getsockname()[1])
+    except OSError as error:
+        pytest.skip(f"no sockets here: {error}")
+
+
+def start_two(module: str, output: Path, *arguments: str) -> list[BaseProcess]:
+    port = free_port()
+    return [
+        start(
+            module,
+            *arguments,
+            *(f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"),
+            output=output / str(i),
+            devices=4,
+        )
+        for i in range(2)
+    ]
+
+
+def ended(processes: list[BaseProcess], output: Path, seconds: float = 240) -> list[int | None]:
+    """The exit codes; fails with what was printed where one does not end."""
+    try:
+        for process in processes:
+            process.join(seconds)
+        codes = [process.exitcode for process in processes]
+        assert None not in codes, [(output / str(i) / "err").read_text()[-2000:] for i in range(2)]
+        return codes
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def wait_for_line(log: Path) -> None:
+    for _ in range(2400):
+        if log.exists() and log.read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no line in {log}")
+
+
+@pytest.fixture(scope="module")
+def workdirs(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The work directories of the same run, made by one process of one device and by two of four."""
+    folder = tmp_path_factory.mktemp("runs")
+    one = start(
+        "experiments.train", *arguments, "--config.mesh.fsdp=1", f"--workdir={folder / 'one'}", output=folder, devices=1
+    )
+    one.join()
+    two = start_two("experiments.train", folder, *arguments, f"--workdir={folder / 'two'}")
+    assert [one.exitcode, *ended(two, folder)] == [0, 0, 0], [(folder / d / "err").read_text() for d in (".", "0", "1")]
+    return {"one": folder / "one", "two": folder / "two"}
+
+
+def test_two_processes_train_what_one_trains(workdirs: dict[str, Path]) -> None:
+    one, two = (load(workdirs[name]) for name in ("one", "two"))
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert max(leaf.size for leaf in jax.tree.leaves(two.params)) >= 2**16
+    # Scored and calibrated by both together.
+    np.testing.assert_allclose(one.statistics.threshold, two.statistics.threshold, rtol=1e-3)
+    np.testing.assert_allclose(one.statistics.calibration.mean, two.statistics.calibration.mean, rtol=1e-3)
+
+
+def test_both_processes_save_and_only_one_of_them_writes_the_log(workdirs: dict[str, Path]) -> None:
+    newest = workdirs["two"] / "checkpoints" / "20"
+    assert {path.name for path in newest.rglob("ocdbt.process_*")} == {"ocdbt.process_0", "ocdbt.process_1"}
+    logs = [[json.loads(line) for line in (workdirs[name] / "log.jsonl").open()] for name in ("one", "two")]
+    assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]]
+    for one, two in zip(*logs, strict=True):
+        for key in ("loss", "validation_loss"):
+            np.testing.assert_allclose(one.get(key, 0), two.get(key, 0), rtol=1e-4)
+    errors = [(workdirs["two"].parent / str(i) / "err").read_text() for i in range(2)]
+    assert "20/20" in errors[0] and "20/20" not in errors[1]
+
+
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_process_that_dies_ends_the_others(arguments: tuple[str, ...], tmp_path: Path, victim: int) -> None:
+    steps = ("--config.training.num_steps=1000000", "--config.training.log_every=1")
+    two = start_two("experiments.train", tmp_path, *arguments, *steps, f"--workdir={tmp_path / 'run'}")
+    wait_for_line(tmp_path / "run" / "log.jsonl")
+    os.kill(two[victim].pid or 0, signal.SIGKILL)
+    codes = ended(two, tmp_path, seconds=100)
+    error = (tmp_path / str(1 - victim) / "err").read_text()
+    assert codes[1 - victim] not in (0, None) and codes[victim] == -signal.SIGKILL
+    assert "failed, most likely because one of them did" in error or "another task died" in error
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_what_one_evaluates(workdirs: dict[str, Path], tmp_path: Path) -> None:
+    options = [f"--workdir={workdirs['two']}", "--baselines=iforest"]
+    found = []
+    for start_all in (
+        lambda: start_two("experiments.evaluate", tmp_path, *options),
+        lambda: [start("experiments.evaluate", *options, output=tmp_path / str(i)) for i in range(1)],
+    ):
+        processes = start_all()
+        assert set(ended(processes, tmp_path)) == {0}, (tmp_path / "0" / "err").read_text()
+        found.append(json.loads((workdirs["two"] / "metrics.json").read_text()))
+    for name in ("auroc", "aupr", "fpr95"):
+        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-4)
+    assert (tmp_path / "1" / "out").read_text().count("iforest") == 0
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_and_they_go_on(
+    arguments: tuple[str, ...], workdirs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = ("experiments.train", tmp_path, *arguments, "--config.training.log_every=1", f"--workdir={tmp_path / 'run'}")
+    two = start_two(*run)  # type: ignore[arg-type]
+    wait_for_line(tmp_path / "run" / "log.jsonl")
+    os.kill(two[1].pid or 0, signal.SIGTERM)
+    assert ended(two, tmp_path) == [143, 143]
+    assert ended(start_two(*run), tmp_path) == [0, 0]  # type: ignore[arg-type]
+    like = load(workdirs["two"])
+    again = load(tmp_path / "run")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), like.params, again.params)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"coordinator": "host:1"}, "allowed are all three or none of them"),
+        ({"coordinator": "host", "num_processes": 2, "process_id": 0}, "--coordinator: found 'host'"),
+        ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "--process_id: found 2, allowed are 0 to 1"),
+    ],
+)
+def test_processes_that_cannot_be_joined_are_refused(arguments: dict[str, str | int], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        distributed.join(**arguments)  # type: ignore[arg-type]
+
+
+def test_the_environment_names_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **timeouts: calls.append(given))
+    distributed.join()
+    assert calls == []
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node[01-02]")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    distributed.join()
+    assert calls == []
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    distributed.join()
+    assert calls == [()]
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "pod-0.service:1234")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
+    monkeypatch.setenv("JAX_PROCESS_ID", "3")
+    distributed.join()
+    assert calls[1:] == [("pod-0.service:1234", 4, 3)]
+    monkeypatch.setenv("JAX_PROCESS_ID", "x")
+    with pytest.raises(InputError, match="JAX_PROCESS_ID: found 'x'"):
+        distributed.join()
