@@ -4,7 +4,7 @@
     python -m experiments.evaluate --workdir runs/mnist_c
 
 FOLDER holds `<corruption>.npz` files of X uint8 [n, 28, 28] and y (1 = corrupted), which share their clean digits.
-`configs/mnist_c.py:tfds` reads the corruptions that `experiments.prepare --dataset mnist_corrupted/<corruption>` has prepared.
+`configs/mnist_c.py:tfds` reads what `experiments.prepare --dataset mnist_corrupted/<corruption>` has prepared.
 """
 
 from ml_collections import ConfigDict

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
+    config.parallel = "jit"
+    config.mesh = {"fsdp": 1}
     config.transform = {"name": "range", "low": 0.0, "high": 255.0}
     config.pipeline = {"workers": 0, "flip": False}
     config.process = {"name": "log_linear", "noise_min": 0.05, "noise_max": 20.0}
@@ -27,4 +29,20 @@ def get_config() -> ConfigDict:
         "bias": True,
     }
     config.scoring = {"batch_size": 256, "calibration_rows": 512, "combination": "typicality", "smoothing": 0.0}
+    return config
+
+
+def of_classes(dataset: str, setting: str) -> ConfigDict:
+    """The shared config on a classification set of TFDS (`experiments.prepare --dataset NAME`), 0..255.
+
+    setting: a class, which is the normal one; "anomalous:CLASS", which makes it the anomaly, as in the paper's text; or
+    "each", which trains every class of an `.npz` of x_train, y_train, x_test, y_test as the normal one in turn.
+    """
+    config = get_config()
+    side, _, anomalous = setting.partition(":")
+    if setting == "each":
+        config.data = {"name": "npz_classes_each", "path": f"data/{dataset}.npz", "setting": "normal_class"}
+    else:
+        classes = {"anomalous_class": anomalous} if side == "anomalous" and anomalous else {"normal_class": setting}
+        config.data = {"name": "tfds", "dataset": dataset, "data_dir": "data/tfds", **classes}
     return config
