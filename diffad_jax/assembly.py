@@ -14,6 +14,7 @@ from diffad_jax.build import build
 from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.noise import gaussian
 from diffad_jax.parametrisation import Denoise
+from diffad_jax.patches import patchwise
 from diffad_jax.process import Process, diffuse
 from diffad_jax.training import Loss, Params
 
@@ -49,6 +50,8 @@ class System(NamedTuple):
     denoise: Callable[[Params], Denoise]
     sampler: samplers.Sampler
     score: scores.Score
+    shape: tuple[int, ...]
+    """Of one datum as the network sees it: a patch where config.pipeline.crop is set."""
 
 
 def assemble(config: ConfigDict, shape: tuple[int, ...]) -> System:
@@ -62,6 +65,9 @@ def assemble(config: ConfigDict, shape: tuple[int, ...]) -> System:
     sampler = build("sampler", SAMPLERS, config.sampler, process=chain)
     decoder = build("decoder", DECODERS, config.decoder)
     score = build("score", SCORES, config.score, process=chain, sampler=sampler, decoder=decoder)
+    crop = config.get("pipeline", {}).get("crop", 0)
+    if crop and shape[:2] != (crop, crop):
+        score, shape = patchwise(score, crop), (crop, crop, *shape[2:])
 
     def denoiser(params: Params, **apply: Any) -> Denoise:
         def network(x: Array, t: Array) -> Array:
@@ -82,7 +88,7 @@ def assemble(config: ConfigDict, shape: tuple[int, ...]) -> System:
     def init(key: Array) -> Params:
         return model.init(key, jnp.zeros((1, *shape)), jnp.ones(1))
 
-    return System(chain, init, loss, denoiser, sampler, score)
+    return System(chain, init, loss, denoiser, sampler, score, shape)
 
 
 # --- objectives: (denoise, x_0 [B, ...], u [B], eps like x_0) -> [B] --------------------------------------------------

@@ -1,6 +1,7 @@
 """A trained detector, read from the work directory of its run: scores, heat maps, samples, explanations."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from diffad_jax.data.dataset import Rows
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import Reading, make_levels, make_reader
 from diffad_jax.noise import fold_in, gaussian, keys_for
+from diffad_jax.patches import over_patches
 from diffad_jax.runs import scoring_of, start
 from diffad_jax.samplers import sample, uniform
 from diffad_jax.scores import reconstruct
@@ -65,13 +67,16 @@ class Trained(NamedTuple):
         return np.split(scores, np.cumsum([len(raw) for raw in raw_sets])[:-1])
 
     def sample(self, count: int, num_steps: int = 50, seed: int = 0) -> np.ndarray:
-        """Draws `count` new normals from the model, in model range, with config.sampler over num_steps even steps."""
+        """Draws `count` new normals from the model, in model range, with config.sampler over num_steps even steps.
+
+        They are patches where the model has learnt those (config.pipeline.crop).
+        """
         key = jax.random.key(seed)
         keys = keys_for(key, jnp.arange(count))
 
         @jax.jit
         def draw(params: Params) -> Array:
-            x = gaussian(keys, jnp.zeros((count, *self.statistics.transform.shape)))
+            x = gaussian(keys, jnp.zeros((count, *self.system.shape)))
             return sample(self.system.sampler, self.system.denoise(params), x, uniform(num_steps), fold_in(keys, 1))
 
         return np.asarray(draw(self.params))
@@ -84,15 +89,20 @@ class Trained(NamedTuple):
         settings, key = scoring_of(self.config), jax.random.key(self.config.seed)
         system = self.system
 
-        @jax.jit
-        def reconstructed(params: Params, x_0: Array) -> tuple[Array, Array]:
+        def reconstructed(params: Params, x_0: Array) -> Array:
+            """x_t and the reconstruction, side by side in the leading axis: [2 C, K, H, W]."""
             t = jnp.asarray(settings.picture_time, x_0.dtype)
-            return reconstruct(
+            pair = reconstruct(
                 system.process, system.sampler, system.denoise(params), x_0, t, settings.picture_steps, key
             )
+            return jnp.moveaxis(jnp.concatenate(pair, axis=-1), -1, 0)
 
         x_0 = self.statistics.transform.apply(raw)
-        x_t, x = map(np.asarray, reconstructed(self.params, jnp.asarray(x_0)))
+        read = partial(reconstructed, self.params)
+        if system.shape != x_0.shape[1:]:
+            read = partial(over_patches, read, size=system.shape[0])
+        found = jax.jit(read)(x_0)
+        x_t, x = np.split(np.moveaxis(np.asarray(found), 0, -1), 2, axis=-1)
         heat = np.concatenate([reading.maps for reading in self.read(raw)])
         return x_0, x_t, x, heat if heat.ndim == 3 else ((x - x_0) ** 2).mean(axis=-1)
 

@@ -22,7 +22,7 @@ from diffad_jax.data.dataset import Rows
 from diffad_jax.data.pipeline import Batches, Pipeline, read_ahead
 from diffad_jax.errors import RunFailed
 from diffad_jax.logs import Log
-from diffad_jax.sharding import Parallel, by_jit, own
+from diffad_jax.sharding import Parallel, by_jit, data_mesh, own
 from diffad_jax.training import Batch, Params, TrainState, make_dispatch
 
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
@@ -82,7 +82,7 @@ def fit(
     key = jax.random.key(seed)
     dispatches: dict[int, Any] = {}
     place = np.arange(batch_size)[own(batch_size)]
-    parallel = parallel or by_jit(batch_size)
+    parallel = parallel or by_jit(data_mesh(batch_size))
     state = parallel.put_state(state)
     with (
         Checkpoints(Path(workdir) / "checkpoints") as checkpoints,
@@ -137,6 +137,7 @@ def fit(
             num_steps,
             steps_per_dispatch,
             pipeline.flip,
+            pipeline.crop,
             jax.process_index(),
             jax.process_count(),
         )

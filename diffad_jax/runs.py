@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,8 @@ class Training(NamedTuple):
 class Scoring(NamedTuple):
     """config.scoring: how scores become one number, and what reports show.
 
-    batch_size: data scored at once. calibration_rows: training normals that the calibration and the threshold are fitted on.
+    batch_size: data scored at once. calibration_rows: training normals that the calibration and the threshold are fitted on;
+    where config.training.validation_rows holds some out, it is those.
     combination: "standardised_mean" or "typicality", see `calibration`. smoothing: standard deviation in pixels of the
     Gaussian that smooths heat maps. picture_time, picture_steps: from which time, and in how many steps, the
     reconstructions of a report are made.
@@ -63,6 +64,12 @@ class Scoring(NamedTuple):
 
 def start(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, TrainState, Any, Training]:
     """The system, the state before the first step in the host's memory, the train step and the training settings."""
+    system, init, step, training = define(config, shape)
+    return system, init(), step, training
+
+
+def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable[[], TrainState], Any, Training]:
+    """As `start`, with a function that makes the state in place of the state."""
     system = assemble(config, shape)
     training: Training = build("training", {"Training": Training}, {"name": "Training", **config.training})
     _check_counts("training", training, may_be_0=("validation_rows",))
@@ -76,20 +83,27 @@ def start(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, TrainStat
         )
     spec = {"name": "make_optimizer", **config.optimizer}
     optimizer = build("optimizer", {"make_optimizer": make_optimizer}, spec, num_steps=training.num_steps)
-    # The default generator takes three times as long to compile for a network's many small draws. In the host's memory,
-    # since no device need have room for the whole state.
-    state = jax.device_get(init_state(jax.jit(system.init)(jax.random.key(config.seed, impl="rbg")), optimizer))
+
+    def init() -> TrainState:
+        # The default generator takes three times as long to compile for a network's many small draws. In the host's
+        # memory, since no device need have room for the whole state.
+        key = jax.random.key(config.seed, impl="rbg")
+        return cast(TrainState, jax.device_get(init_state(jax.jit(system.init)(key), optimizer)))
+
     mean = {"mean_over_devices": mean_over_devices} if config.get("parallel") == "pmap" else {}
     step = make_train_step(system.loss, optimizer, training.batch_size, training.ema_decay, training.accumulate, **mean)
-    return system, state, step, training
+    return system, init, step, training
 
 
 def check(system: System, params: Params, shape: tuple[int, ...]) -> None:
     """Traces loss, score and sampler without computing, so that what they refuse is refused before anything is written."""
 
     def trace(params: Params, key: Array) -> tuple[Array, Array, Array]:
-        x, denoise = jnp.zeros((1, *shape)), system.denoise(params)
-        loss, maps = system.loss(params, x, jnp.zeros(1), key[None]), system.score.maps(denoise, x, key)
+        x, denoise = jnp.zeros((1, *system.shape)), system.denoise(params)
+        loss, maps = (
+            system.loss(params, x, jnp.zeros(1), key[None]),
+            system.score.maps(denoise, jnp.zeros((1, *shape)), key),
+        )
         return loss, maps, samplers.sample(system.sampler, denoise, x, samplers.uniform(1), key)
 
     jax.eval_shape(trace, params, jax.random.key(0))
@@ -126,14 +140,14 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         checkpoint_every=settings.checkpoint_every,
         pipeline=pipeline,
         parallel=parallel,
-        validate=make_validate(system.loss, rows[held_out], config.seed, settings.batch_size)
+        validate=make_validate(system.loss, _middle(rows[held_out], system.shape), config.seed, settings.batch_size)
         if len(held_out)
         else None,
         keep=settings.keep,
         progress=dataset.name if progress and writes else None,
     )
-    calibration_rows = rows[_evenly_spaced(len(rows), scoring.calibration_rows)]
-    levels = make_levels(system, fitted.state.ema, config.seed, scoring.batch_size)(calibration_rows)
+    calibrating = held_out if len(held_out) else _evenly_spaced(len(rows), scoring.calibration_rows)
+    levels = make_levels(system, fitted.state.ema, config.seed, scoring.batch_size)(rows[calibrating])
     facts = {"n_train": len(rows), "seconds_train": fitted.seconds}
     if writes:
         Statistics(transform, *fit_calibration(levels, scoring.combination), facts).save(workdir)
@@ -159,6 +173,14 @@ def make_validate(loss: Loss, x_0: np.ndarray, seed: int, batch_size: int) -> Ca
         return sum(losses, jnp.zeros(())) / count
 
     return validate
+
+
+def _middle(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The middle of pictures x [N, H, W, C] where a datum of the network is smaller."""
+    if x.shape[1:] == shape:
+        return x
+    top, left = (have - want for have, want in zip(x.shape[1:3], shape[:2], strict=True))
+    return x[:, top // 2 : top // 2 + shape[0], left // 2 : left // 2 + shape[1]]
 
 
 def _evenly_spaced(count: int, wanted: int) -> np.ndarray:
@@ -188,32 +210,36 @@ def scoring_of(config: ConfigDict) -> Scoring:
 def pipeline_of(config: ConfigDict, shape: tuple[int, ...]) -> Pipeline:
     """config.pipeline, checked against the shape of one datum; the defaults where the config has none."""
     pipeline: Pipeline = build("pipeline", {"Pipeline": Pipeline}, {"name": "Pipeline", **config.get("pipeline", {})})
-    _check_counts("pipeline", pipeline, may_be_0=("workers",))
-    if pipeline.flip and len(shape) != 3:
-        raise InputError(f"config.pipeline.flip: needs pictures [H, W, C], found data of shape {shape}")
+    _check_counts("pipeline", pipeline, may_be_0=("workers", "crop"))
+    if (pipeline.flip or pipeline.crop) and len(shape) != 3:
+        raise InputError(f"config.pipeline: flip and crop need pictures [H, W, C], found data of shape {shape}")
+    if pipeline.crop > min(shape[:2]):
+        raise InputError(
+            f"config.pipeline.crop: found {pipeline.crop}, allowed is up to the {min(shape[:2])} pixels there are"
+        )
     return pipeline
 
 
 def parallel_of(config: ConfigDict, training: Training) -> Parallel:
     """How config.parallel, "jit" or "pmap", and config.mesh, {"fsdp": devices that a state is split over}, run the step."""
-    mesh = dict(config.get("mesh", {}))
-    fsdp = mesh.pop("fsdp", 1)
-    if mesh or type(fsdp) is not int or fsdp < 1:
+    axes = dict(config.get("mesh", {}))
+    fsdp = axes.pop("fsdp", 1)
+    if axes or type(fsdp) is not int or fsdp < 1:
         raise InputError(f"config.mesh: found {dict(config.mesh)}, allowed is {{'fsdp': 1 or more}}")
     parallel = config.get("parallel", "jit")
     if parallel == "jit":
-        return by_jit(training.batch_size, fsdp)
+        return by_jit(data_mesh(training.batch_size, fsdp))
     if parallel != "pmap":
         raise InputError(f"config.parallel: found {parallel!r}, allowed are 'jit' and 'pmap'")
     if fsdp > 1:
         raise InputError(f"config.mesh.fsdp: found {fsdp}, allowed with config.parallel 'pmap' is 1")
-    devices = data_mesh(training.batch_size).size
-    if training.batch_size // devices % training.accumulate:
+    mesh = data_mesh(training.batch_size)
+    if training.batch_size // mesh.size % training.accumulate:
         raise InputError(
             f"config.training.accumulate: found {training.accumulate}, allowed with config.parallel 'pmap' are divisors of "
-            f"the {training.batch_size // devices} rows of each of {devices} devices"
+            f"the {training.batch_size // mesh.size} rows of each of {mesh.size} devices"
         )
-    return by_pmap(training.batch_size)
+    return by_pmap(mesh)
 
 
 def _check_counts(key: str, settings: Training | Scoring | Pipeline, may_be_0: tuple[str, ...] = ()) -> None:

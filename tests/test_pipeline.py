@@ -13,7 +13,7 @@ import tiny
 from jax import Array
 from PIL import Image
 
-from diffad_jax import runs
+from diffad_jax import detector, runs
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.pipeline import Batches, Pipeline, batch_rows, read_ahead
@@ -252,7 +252,7 @@ def test_held_out_rows_that_are_refused(jpegs: Jpegs, tmp_path: Path, training: 
         ({"workers": -1}, "config.pipeline.workers: found -1, allowed is 0 or more"),
         ({"threads": 0}, "config.pipeline.threads: found 0, allowed is 1 or more"),
         ({"flips": True}, "config.pipeline.flips: .*did you mean 'flip'"),
-        ({"flip": True}, r"config.pipeline.flip: needs pictures .*\(5,\)"),
+        ({"flip": True}, r"config.pipeline: flip and crop need pictures .*\(5,\)"),
     ],
 )
 def test_pipelines_that_are_refused(pipeline: dict[str, object], words: str) -> None:
@@ -260,3 +260,42 @@ def test_pipelines_that_are_refused(pipeline: dict[str, object], words: str) -> 
     config.pipeline = pipeline
     with pytest.raises(InputError, match=words):
         runs.pipeline_of(config, (5,))
+
+
+# --- crops ------------------------------------------------------------------------------------------------------------
+
+
+def test_crops_are_squares_of_the_pictures_drawn_anew_each_step() -> None:
+    batches = Batches(PICTURES, 0, 8, 0, 6, crop=5)
+    found = np.concatenate([x[0] for x in read(batches)])
+    rows = batch_rows(0, COUNT, 0, len(found))
+    corners = set()
+    for crop, row in zip(found, rows, strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(PICTURES[row, ..., 0], (5, 5))
+        matches = np.argwhere((windows == crop[..., 0]).all(axis=(2, 3)))
+        assert len(matches) == 1
+        corners.add(tuple(matches[0]))
+    assert len(corners) > 10
+    # The shares of two processes are the parts of the whole.
+    halves = [Batches(PICTURES, 0, 8, 0, 6, crop=5, process_index=i, process_count=2)[3] for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate(halves, axis=1), batches[3])
+
+
+def test_a_model_of_patches_reads_whole_pictures(tmp_path: Path) -> None:
+    config = tiny.get_config()
+    config.transform.high = 255.0
+    config.pipeline = {"crop": 4}
+    config.training.num_steps = 2
+    labels = np.r_[np.zeros(COUNT - 1, int), 1]
+    runs.train(config, Dataset("patches", PICTURES, PICTURES, labels), tmp_path, progress=False)
+    trained = detector.load(tmp_path)
+    assert trained.sample(2, 2).shape == (2, 4, 4, 1)
+    scores, maps = (np.concatenate(parts) for parts in zip(*trained.read(PICTURES), strict=True))
+    assert maps.shape == (COUNT, SIZE, SIZE)
+    np.testing.assert_allclose(scores, trained.score(PICTURES), rtol=1e-4, atol=1e-5)
+    x_0, x_t, reconstruction, heat = trained.explain(PICTURES[:3])
+    assert x_0.shape == x_t.shape == reconstruction.shape == (3, SIZE, SIZE, 1)
+    np.testing.assert_allclose(heat, maps[:3], rtol=1e-4, atol=1e-5)
+    config.pipeline.crop = 9
+    with pytest.raises(InputError, match=r"config.pipeline.crop: found 9, allowed is up to the 8 pixels"):
+        runs.train(config, Dataset("patches", PICTURES, PICTURES, labels), tmp_path / "other", progress=False)

@@ -14,15 +14,18 @@ from diffad_jax.data.dataset import Rows
 
 
 class Pipeline(NamedTuple):
-    """config.pipeline: who reads, and random flips.
+    """config.pipeline: who reads, random flips and crops.
 
     workers: processes that read, 0 for threads of this one alone, which suffices where reading releases the interpreter.
     threads: how many dispatches each of them has in the making at once. flip: mirror half of the pictures left to right.
+    crop: train on random squares of so many pixels a side, 0 for whole pictures; larger pictures are then scored patch by
+    patch.
     """
 
     workers: int = 0
     threads: int = 4
     flip: bool = False
+    crop: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Batches:
 
     An item is a function of (seed, step) alone, so that the step is the whole position in the data: a run that stopped reads
     on where it was, with any number of workers. Each epoch is one permutation of the rows; place j of step s is place
-    s B + j of that stream, and is flipped or not by a draw of its own. Of the global batch of `batch_size`, process
-    `process_index` of `process_count` makes its own contiguous share.
+    s B + j of that stream, and is flipped or not, and cropped, by draws of its own. Of the global batch of
+    `batch_size`, process `process_index` of `process_count` makes its own contiguous share.
     """
 
     rows: Rows
@@ -42,6 +45,7 @@ class Batches:
     num_steps: int
     steps_per_dispatch: int = 1
     flip: bool = False
+    crop: int = 0
     process_index: int = 0
     process_count: int = 1
 
@@ -60,7 +64,17 @@ class Batches:
             for i in range(count):
                 mirrored = np.random.default_rng([self.seed, FLIPS, step + i]).random(self.batch_size)[own] < 0.5
                 x[i, mirrored] = x[i, mirrored, :, ::-1]
-        return x
+        return self._cropped(x, step, own) if self.crop else x
+
+    def _cropped(self, x: np.ndarray, step: int, own: slice) -> np.ndarray:
+        """A random square of each picture of x [steps, B / P, H, W, C]."""
+        free = np.array(x.shape[2:4]) - self.crop + 1
+        crops = np.empty((*x.shape[:2], self.crop, self.crop, x.shape[4]), x.dtype)
+        for i in range(len(x)):
+            draws = np.random.default_rng([self.seed, CROPS, step + i]).random((self.batch_size, 2))[own]
+            for j, (top, left) in enumerate((draws * free).astype(int)):
+                crops[i, j] = x[i, j, top : top + self.crop, left : left + self.crop]
+        return crops
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,7 @@ class Chosen:
         return self.rows[self.places]
 
 
-FLIPS = 1  # Tells the draws of flips from those of permutations.
+FLIPS, CROPS = 1, 2  # Tell the draws of flips, of crops and of permutations apart.
 
 
 def batch_rows(seed: int, num_rows: int, start: int, count: int) -> np.ndarray:
