@@ -16,8 +16,8 @@ from configs import pictures
 def get_config(setting: str = "airplane") -> ConfigDict:
     config = pictures.of_classes("cifar10", setting)
     config.pipeline.flip = True
-    config.model = {"name": "DiT", "patch_size": 4, "width": 192, "depth": 4, "num_heads": 4}
+    config.model = {"name": "DiT", "patch_size": 4, "width": 128, "depth": 4, "num_heads": 4}
     config.optimizer.learning_rate = 1e-3
-    config.training = {"num_steps": 250, "batch_size": 64}
+    config.training = {"num_steps": 200, "batch_size": 64}
     config.score.num_draws = 2
     return config
