@@ -22,7 +22,10 @@ from diffad_jax.process import linear_betas
 NUM_STEPS = 300
 NUM_BINS = 7
 NEIGHBOURS = 5
+# Chosen on normals alone: experiments/selection.py.
+ADAPTIVE_NEIGHBOURS = 3
 BANDWIDTH_NEIGHBOURS = 3
+MAX_UNIT_RATIO = 4.0
 MAX_BANK_ROWS = 10_000
 
 Params = list[tuple[Array, Array]]
@@ -178,23 +181,24 @@ def non_parametric(x: np.ndarray, bank: np.ndarray) -> np.ndarray:
     return scale / (gamma_shape(bank.shape[1]) + 1)
 
 
-def bandwidths(bank: np.ndarray) -> np.ndarray:
-    """h_i = sqrt(mean of the 3 smallest |x_i - x_j|^2, j != i), within [m / 2, 2 m], m the median of those above 0: [N].
+def bandwidths(bank: np.ndarray, neighbours: int = BANDWIDTH_NEIGHBOURS, clip: float = MAX_UNIT_RATIO) -> np.ndarray:
+    """h_i = sqrt(mean of the k smallest |x_i - x_j|^2, j != i), within [m / c, c m], m the median of those above 0: [N].
 
-    Where all rows are copies of others no scale is known, and m = 1.
+    k: `neighbours`, c: `clip` >= 1; c = 1 gives all rows one unit. Where all rows are copies of others no scale is known,
+    and m = 1.
     """
-    k = min(BANDWIDTH_NEIGHBOURS, len(bank) - 1)
+    k = min(neighbours, len(bank) - 1)
     # A row's nearest is itself, or a copy at the same distance 0.
     h = np.sqrt(np.square(knn_distances(bank, bank, k + 1)[:, 1:], dtype=np.float64).mean(axis=1))
     m = np.median(h[h > 0]) if (h > 0).any() else 1.0
-    return np.clip(h, m / 2, 2 * m)
+    return np.clip(h, m / clip, clip * m)
 
 
-def adaptive(x: np.ndarray, bank: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """The mean of the 5 smallest |x - x_i| / h_i, h = `bandwidths(bank)`: [M, D] -> [M].
+def adaptive(x: np.ndarray, bank: np.ndarray, units: np.ndarray, neighbours: int = ADAPTIVE_NEIGHBOURS) -> np.ndarray:
+    """The mean of the k = `neighbours` smallest |x - x_i| / h_i, h = `bandwidths(bank)`: [M, D] -> [M].
 
     Diffusion time in which each training datum's noise is measured in the units of its own neighbourhood: the empirical
     model (1 / N) sum_i N(x; x_i, h_i^2 s^2 I) has sample-point bandwidths (Breiman, Meisel & Purcell 1977, eq. 2.2), and
-    for small noise the s^2 that explains x best is governed by the smallest |x - x_i| / h_i; the mean of five steadies it.
+    for small noise the s^2 that explains x best is governed by the smallest |x - x_i| / h_i; the mean of several steadies it.
     """
-    return knn_distances(x, bank, min(NEIGHBOURS, len(bank)), units).mean(axis=1, dtype=np.float64)
+    return knn_distances(x, bank, min(neighbours, len(bank)), units).mean(axis=1, dtype=np.float64)

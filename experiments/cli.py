@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from diffad_jax import distributed
 from diffad_jax.build import nearest
+from diffad_jax.data.adbench import adbench_names
 from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.loop import Stopped
 
@@ -94,6 +95,17 @@ def run(main: Callable[[list[str]], None]) -> None:
             _fail(f"the work with the other processes failed, most likely because one of them did ({reason})", code=1)
 
     app.run(guarded, flags_parser=parse)
+
+
+def chosen_rows(data_dir: str, rows: Sequence[str]) -> list[str]:
+    """The data sets of the folder --data_dir that --rows names, with their sub-folder or without; all by default."""
+    names = adbench_names(data_dir)
+    if not names:
+        raise InputError(f"--data_dir: {data_dir} holds no .npz file")
+    for row in rows:
+        if row not in set(names) | {name.split("/")[-1] for name in names}:
+            raise InputError(f"--rows: found {row!r}; {nearest(row, names)}")
+    return [name for name in names if not rows or name in rows or name.split("/")[-1] in rows]
 
 
 def _check_config(argv: list[str]) -> None:

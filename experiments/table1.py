@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from diffad_jax import table, table_report
 from diffad_jax.build import nearest
-from diffad_jax.data.adbench import adbench, adbench_names
+from diffad_jax.data.adbench import adbench
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError
 from diffad_jax.methods import METHODS, detect
@@ -32,17 +32,6 @@ PROTOCOL = flags.DEFINE_enum("protocol", "clean", ["clean", "paper"], "paper res
 SEEDS = flags.DEFINE_integer("seeds", 1, "Number of seeds.", lower_bound=1)
 CHOSEN = flags.DEFINE_list("methods", list(METHODS), "Methods, the columns.")
 ROWS = flags.DEFINE_list("rows", [], "Data sets, the rows; all of the folder by default.")
-
-
-def chosen_rows() -> list[str]:
-    """The names of --rows, with their sub-folder or without, as the folder lists them; all by default."""
-    names = adbench_names(DATA_DIR.value)
-    if not names:
-        raise InputError(f"--data_dir: {DATA_DIR.value} holds no .npz file")
-    for row in ROWS.value:
-        if row not in set(names) | {name.split("/")[-1] for name in names}:
-            raise InputError(f"--rows: found {row!r}; {nearest(row, names)}")
-    return [name for name in names if not ROWS.value or name in ROWS.value or name.split("/")[-1] in ROWS.value]
 
 
 def measure(key: tuple[str, str, str, int], dataset: Dataset | Exception, out: Path) -> table.Row:
@@ -65,7 +54,7 @@ def main(_: list[str]) -> None:
     for name in CHOSEN.value:
         if name not in METHODS:
             raise InputError(f"--methods: found {name!r}; {nearest(name, METHODS)}")
-    names, protocol, out = chosen_rows(), PROTOCOL.value, Path(OUT.value)
+    names, protocol, out = cli.chosen_rows(DATA_DIR.value, ROWS.value), PROTOCOL.value, Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     results = table.Results(out / "results.csv")
     keys = [(name, m, protocol, seed) for name in names for seed in range(SEEDS.value) for m in CHOSEN.value]

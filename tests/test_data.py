@@ -273,14 +273,14 @@ def test_whiten_takes_the_oas_covariance_to_the_identity(wide: np.ndarray, monke
     variance = rows.var(axis=0)
     variance[10] = 0.0  # The constant column.
     participation = variance.sum() ** 2 / (variance**2).sum()
-    scale = np.sqrt(variance + participation / 10 * np.median(variance[variance > 0]))
-    transform = transforms.fit("whiten", wide)
+    scale = np.sqrt(variance + 0.1 * participation * np.median(variance[variance > 0]))
+    transform = transforms.fit("whiten", wide, pooling=0.1)
     matrix = transform.arrays["matrix"] * scale[:, None]
     np.testing.assert_allclose(matrix.T @ oas(rows / scale)[0] @ matrix, np.eye(60), atol=1e-8)
     np.testing.assert_allclose(transform.apply(wide), (rows - rows.mean(axis=0)) / scale @ matrix, atol=1e-4)
     # Leading components first, and a floor of 1 leaves nothing of the covariance but its trace.
     assert (np.diff((np.linalg.inv(matrix) ** 2).sum(axis=1)) <= 1e-9).all()
-    spheres = transforms.fit("whiten", wide, shrinkage=1.0).arrays["matrix"] * scale[:, None]
+    spheres = transforms.fit("whiten", wide, pooling=0.1, shrinkage=1.0).arrays["matrix"] * scale[:, None]
     np.testing.assert_allclose(spheres @ spheres.T, np.eye(60) * (spheres @ spheres.T)[0, 0], atol=1e-9)
 
 
@@ -316,7 +316,7 @@ def test_transforms_survive_savez(wide: np.ndarray, tmp_path: Path) -> None:
     kinds: dict[str, dict[str, Any]] = {
         "range": {"low": -1e5, "high": 1e5},
         "standardise": {},
-        "whiten": {"shrinkage": 0.3},
+        "whiten": {"pooling": 0.3, "shrinkage": 0.3},
     }
     for name, options in kinds.items():
         transform = transforms.fit(name, wide, **options)
@@ -338,6 +338,7 @@ def test_transforms_refuse_what_they_were_not_fitted_for(wide: np.ndarray) -> No
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("zca", {}, "'range', 'standardise', 'whiten'"),
         ("whiten", {"l3": True}, "l3"),
+        ("whiten", {"pooling": -1.0}, "pooling = -1.0, allowed are numbers from 0"),
         ("range", {"low": 0}, "high"),
     ]
     for name, options, message in cases:

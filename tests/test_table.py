@@ -3,12 +3,14 @@
 import csv
 import itertools
 import json
-import subprocess
-import sys
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import Finished, command, start
 from scipy.stats import wilcoxon  # type: ignore[import-untyped]
 from test_report import Page
 
@@ -16,9 +18,7 @@ from diffad_jax import table, table_report
 from diffad_jax.errors import InputError
 from diffad_jax.methods import METHODS
 
-ROOT = Path(__file__).parents[1]
-COMMAND = [sys.executable, "-m", "experiments.table1"]
-CLASSICAL = "iforest,knn,ours"
+METHODS_AND_SEEDS = ("--methods=iforest,knn,ours", "--seeds=2")
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(folder: Path, out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, f"--data_dir={folder}", f"--out={out}", f"--methods={CLASSICAL}", "--seeds=2", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+def arguments(folder: Path, out: Path, *flags: str) -> tuple[str, ...]:
+    return ("experiments.table1", f"--data_dir={folder}", f"--out={out}", *METHODS_AND_SEEDS, *flags)
+
+
+def run(folder: Path, out: Path, *flags: str) -> Finished:
+    return command(*arguments(folder, out, *flags), output=out.parent / "said")
 
 
 def lines(path: Path) -> list[dict[str, str]]:
@@ -58,7 +61,7 @@ def lines(path: Path) -> list[dict[str, str]]:
 def test_awkward_sets_are_scored_or_said_and_a_killed_run_ends_alike(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = run(folder, out)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     whole = lines(out / "results.csv")
     assert len(whole) == 6 * 2 * 3
     failed = {row["dataset"]: row["error"] for row in whole if row["error"]}
@@ -71,13 +74,22 @@ def test_awkward_sets_are_scored_or_said_and_a_killed_run_ends_alike(folder: Pat
     page = Page((out / "table.html").read_text())
     assert "MVTec-AD_tile" in page.text and len(page.images()) == 2
 
+    killed = tmp_path / "killed"
+    process = start(*arguments(folder, killed), output=tmp_path / "said")
+    while not (killed / "results.csv").exists() or len(lines(killed / "results.csv")) < 10:
+        assert process.is_alive(), (tmp_path / "said" / "err").read_text()
+        time.sleep(0.01)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    text = (killed / "results.csv").read_text()
+    assert process.exitcode == -signal.SIGKILL and text.count("\n") - 1 < len(whole)
     # As a kill in the middle of a write leaves it.
-    text = (out / "results.csv").read_text()
-    places = [i for i, letter in enumerate(text) if letter == "\n"]
-    (out / "results.csv").write_text(text[: places[14] + 25])
-    again = run(folder, out)
-    assert again.returncode == 0 and lines(out / "results.csv") == whole
-    assert json.loads((out / "results.json").read_text())["methods"]["ours"]["auroc"] > 0.5
+    (killed / "results.csv").write_text(text[:-25])
+    again = run(folder, killed)
+    assert again.code == 0 and lines(killed / "results.csv") == whole
+    assert json.loads((killed / "results.json").read_text())["methods"]["ours"]["auroc"] > 0.5
+    kept = (killed / "results.csv").read_text().splitlines()
+    assert set(text.splitlines()[:8]) <= set(kept), "what was done is not done again"
 
 
 def test_flags_that_name_nothing_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -86,7 +98,7 @@ def test_flags_that_name_nothing_are_refused(folder: Path, tmp_path: Path) -> No
         (["--rows=fews"], "--rows: found 'fews'; did you mean 'few'?"),
     ]:
         done = run(folder, tmp_path / "out", *flags)
-        assert done.returncode == 2 and said in done.stderr and not (tmp_path / "out").exists()
+        assert done.code == 2 and said in done.err and not (tmp_path / "out").exists()
 
 
 KEYS = [("set", "ours", "clean", 0), ("set", "knn", "clean", 0), ("set, too", "ours", "clean", 1)]

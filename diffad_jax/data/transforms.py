@@ -86,17 +86,18 @@ def fit(name: str, train: Rows, **options: Any) -> Transform:
 
     "range" (low, high): 2 (x - low) / (high - low) - 1, so [low, high] -> [-1, 1]; later values are not clipped.
     "standardise": (x - mean) / std per column; a constant column is divided by 1.
-    "whiten" (shrinkage = 0.0): (x / s - mean) W, PCA whitening by the shrunk covariance C of the normals: W = V L^(-1/2) with
-    C = V L V^T, leading components first, so that normals have about unit covariance even for N << D. `shrinkage` is a
-    floor under the intensity rho of OAS. The scale s_j^2 = v_j + (PR / 10) median(v) of a column of variance v_j bends with
-    the participation ratio PR = (sum v)^2 / sum v^2, the number of columns that share the variance: where a few columns
-    hold it all, units are arbitrary and s standardises; where many share it, as in embeddings, the unit is common and s is
-    nearly constant. A constant column has the variance that the shrinkage lends it.
+    "whiten" (pooling = 1.0, shrinkage = 0.0): ((x - mean) / s) W, PCA whitening by the shrunk covariance C of the scaled
+    normals: W = V L^(-1/2) with C = V L V^T, leading components first, so that normals have about unit covariance even for
+    N << D. `shrinkage` is a floor under the intensity rho of OAS. The scale s_j^2 = v_j + pooling PR median(v) of a column
+    of variance v_j bends with the participation ratio PR = (sum v)^2 / sum v^2, the number of columns that share the
+    variance: where a few columns hold it all, units are arbitrary and s nearly standardises; where many share it, as in
+    embeddings, the unit is common and s is nearly constant. pooling = 0 standardises. A constant column has the variance
+    that the shrinkage lends it.
 
     Source of the shrinkage: Chen et al. 2010, "Shrinkage algorithms for MMSE covariance estimation", eq. 23, in the
     form of scikit-learn's `oas`, which neglects the terms 2/p.
-    Raises InputError on an unknown name or option, rows that are not finite, training values outside [low, high], or
-    more than 8192 columns to whiten.
+    Raises InputError on an unknown name or option, rows that are not finite, training values outside [low, high],
+    pooling below 0, shrinkage outside [0, 1] or more than 8192 columns to whiten.
     """
     if name not in FITS:
         raise InputError(f"transform: found {name!r}, allowed are {', '.join(map(repr, FITS))}")
@@ -127,16 +128,19 @@ def _fit_standardise(train: Rows) -> Arrays:
     return {"center": mean, "scale": 1.0 / np.sqrt(variance)}
 
 
-def _fit_whiten(train: Rows, shrinkage: float = 0.0) -> Arrays:
+def _fit_whiten(train: Rows, pooling: float = 1.0, shrinkage: float = 0.0) -> Arrays:
     mean, variance = _moments(train)
     if len(mean) > MAX_WHITEN_WIDTH:
         raise InputError(f"transform 'whiten': {len(mean)} columns, allowed are up to {MAX_WHITEN_WIDTH}")
+    if not 0 <= pooling < np.inf:
+        raise InputError(f"transform 'whiten': pooling = {pooling}, allowed are numbers from 0")
     if not 0 <= shrinkage <= 1:
         raise InputError(f"transform 'whiten': shrinkage = {shrinkage}, allowed are 0 to 1")
     if not variance.any():
         return {"center": mean, "matrix": np.eye(len(mean))}
     participation = variance.sum() ** 2 / np.square(variance).sum()
-    unit = 1 / np.sqrt(variance + participation / 10 * np.median(variance[variance > 0]))
+    square = variance + pooling * participation * np.median(variance[variance > 0])
+    unit = 1 / np.sqrt(np.where(square > 0, square, 1.0))
     covariance = np.zeros((len(mean), len(mean)))
     for start, stop in chunks(train):
         rows = (_rows(train, start, stop) - mean) * unit

@@ -1,0 +1,163 @@
+"""The constants of `ours` and of the whitening, chosen on normals alone.
+
+python -m experiments.selection --data_dir FOLDER --out DIR [--rows X,Y]
+
+Of each ADBench set only the training normals are read, at most 1,500 of them. Two thirds are the detector's; the rest must be
+told from its own pseudo-anomalies, and the criterion is the AUROC of that, the mean over kinds and sets. One constant changes
+at a time, from the plain method on (columns standardised, OAS, one unit everywhere), until no change helps. Writes
+selection.csv, a line for each setting and set, and selection.md into DIR.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from diffad_jax import dte
+from diffad_jax.data import transforms
+from diffad_jax.data.adbench import adbench
+from diffad_jax.metrics import metrics
+from diffad_jax.pseudo import pseudo_anomalies
+from diffad_jax.table import grid
+from diffad_jax.workdir import write_atomically
+from experiments import cli
+
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of ADBench .npz files of X, y.", required=True)
+OUT = flags.DEFINE_string("out", None, "Directory for the results.", required=True)
+ROWS = flags.DEFINE_list("rows", [], "Data sets; all of the folder by default.")
+MAX_ROWS = 1500
+SEED = 0
+
+
+class Settings(NamedTuple):
+    """The constants of `transforms.fit("whiten")`, `dte.adaptive` and `dte.bandwidths`; by default the plain method."""
+
+    pooling: float = 0.0
+    shrinkage: float = 0.0
+    clip: float = 1.0
+    bandwidth_neighbours: int = 3
+    neighbours: int = 5
+
+
+# Pooling ends at 1: beyond, columns keep the unit that they came in, whatever it is.
+GRID: dict[str, tuple[float, ...]] = {
+    "pooling": (0.0, 0.03, 0.1, 0.3, 1.0),
+    "shrinkage": (0.0, 0.1, 0.3, 0.5, 0.8),
+    "clip": (1.0, 1.5, 2.0, 4.0),
+    "bandwidth_neighbours": (1, 3, 5, 10),
+    "neighbours": (3, 5, 10),
+}
+
+
+class Problem(NamedTuple):
+    """Normals [N, D] to fit a detector on, and held-out normals [M, D] with their pseudo-anomalies [M, D], by kind."""
+
+    name: str
+    normals: np.ndarray
+    held_out: np.ndarray
+    spoilt: dict[str, np.ndarray]
+
+
+def problem(name: str, normals: np.ndarray) -> Problem:
+    """The problem that a set's training normals [N, D] make."""
+    drawn = normals[np.random.default_rng(SEED).permutation(len(normals))[:MAX_ROWS]]
+    held_out = drawn[2 * len(drawn) // 3 :]
+    return Problem(name, drawn[: 2 * len(drawn) // 3], held_out, pseudo_anomalies(held_out, SEED))
+
+
+def separations(problem: Problem, candidates: Sequence[Settings]) -> list[dict[str, float]]:
+    """The AUROC of each kind of pseudo-anomaly against the held-out normals, for `methods.ours` with each of the settings."""
+    fitted, found = None, []
+    labels = np.repeat([0, 1], len(problem.held_out))
+    for settings in candidates:
+        whitening = {"pooling": settings.pooling, "shrinkage": settings.shrinkage}
+        if whitening != fitted:
+            transform = transforms.fit("whiten", problem.normals, **whitening)
+            bank = transform.apply(problem.normals)
+            rows = transform.apply(np.concatenate([problem.held_out, *problem.spoilt.values()]))
+            fitted = whitening
+        units = dte.bandwidths(bank, settings.bandwidth_neighbours, settings.clip)
+        normal, *spoilt = dte.adaptive(rows, bank, units, settings.neighbours).reshape(-1, len(problem.held_out))
+        scores = (np.concatenate([normal, one]) for one in spoilt)
+        found.append({kind: metrics(labels, s)["auroc"] for kind, s in zip(problem.spoilt, scores)})
+    return found
+
+
+class Selection:
+    """Settings and what was measured with them: an AUROC for each set and kind."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = problems
+        self.measured: dict[Settings, list[dict[str, float]]] = {}
+
+    def criterion(self, settings: Settings) -> float:
+        """The mean over kinds and sets."""
+        return float(np.mean([list(kinds.values()) for kinds in self.measured[settings]]))
+
+    def best(self, candidates: Sequence[Settings], name: str) -> Settings:
+        """The candidate of the highest criterion, the first of equals."""
+        new = [settings for settings in candidates if settings not in self.measured]
+        found = [separations(one, new) for one in tqdm(self.problems, desc=name, unit="set", disable=not new)]
+        self.measured |= {settings: [kinds[i] for kinds in found] for i, settings in enumerate(new)}
+        return max(candidates, key=self.criterion)
+
+    def ascend(self) -> Settings:
+        """The settings that no change of one constant improves, from the plain ones on."""
+        before, settings = None, Settings()
+        while settings != before:
+            before = settings
+            for factor in GRID:
+                settings = self.best(along(settings, factor), factor)
+        return settings
+
+
+def along(settings: Settings, factor: str) -> list[Settings]:
+    """The settings with each value of one constant."""
+    return [settings._replace(**{factor: value}) for value in GRID[factor]]
+
+
+def markdown(selection: Selection, chosen: Settings) -> str:
+    """What each constant does around the chosen settings, and these."""
+    plain = selection.criterion(Settings())
+    lines = [
+        [factor, ", ".join(f"{v:g}: {selection.criterion(s):.4f}" for v, s in zip(GRID[factor], along(chosen, factor)))]
+        for factor in GRID
+    ]
+    values = ", ".join(f"{factor} = {value:g}" for factor, value in chosen._asdict().items())
+    named = f"chosen: {values} (criterion {selection.criterion(chosen):.4f}, of the plain method {plain:.4f}"
+    table = grid(["constant", "criterion by value"], lines)
+    return f"{table}\n{named}, {len(selection.problems)} sets)\n"
+
+
+def write(selection: Selection, out: Path, text: str) -> None:
+    """Writes selection.csv and selection.md."""
+    kinds = list(selection.problems[0].spoilt)
+    content = io.StringIO(newline="")
+    lines = csv.writer(content, lineterminator="\n")
+    lines.writerow([*Settings._fields, "dataset", *kinds])
+    for settings, measured in selection.measured.items():
+        for one, aurocs in zip(selection.problems, measured):
+            lines.writerow([*settings, one.name, *(round(aurocs[kind], 6) for kind in kinds)])
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "selection.csv", content.getvalue().encode())
+    write_atomically(out / "selection.md", text.encode())
+
+
+def main(_: list[str]) -> None:
+    names = cli.chosen_rows(DATA_DIR.value, ROWS.value)
+    # No test row and no label goes beyond this line.
+    problems = [problem(name, np.asarray(adbench(DATA_DIR.value, name).train)) for name in names]
+    selection = Selection(problems)
+    chosen = selection.ascend()
+    text = markdown(selection, chosen)
+    write(selection, Path(OUT.value), text)
+    print(f"{text}\nmeasurements: {Path(OUT.value) / 'selection.csv'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,107 @@
+"""Selection: it chooses what its measurements say, these are what they claim, and nothing but training normals goes in."""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import command
+from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
+from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
+
+from diffad_jax.data import transforms
+from diffad_jax.pseudo import pseudo_anomalies
+
+CONSTANTS = ("pooling", "shrinkage", "clip", "bandwidth_neighbours", "neighbours")
+
+
+def clusters(rows: int, seed: int = 0) -> np.ndarray:
+    """Normals in two clusters of different width, columns correlated, in units of their own."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(rows, 5)) @ generator.normal(size=(5, 5)) * np.array([1, 1, 1, 5, 0.2])
+    x[::2] = 6 + 0.2 * x[::2]
+    return x.astype(np.float32)
+
+
+def test_pseudo_anomalies_are_made_of_pairs_of_different_normals() -> None:
+    normals = clusters(400)
+    spoilt = pseudo_anomalies(normals, 0)
+    other = normals - (spoilt["extrapolate"] - normals) / 0.3
+    distances, partner = NearestNeighbors(n_neighbors=1).fit(normals).kneighbors(other)
+    assert distances.max() < 1e-3
+    assert sorted(partner[:, 0]) == list(range(400)) and (partner[:, 0] != np.arange(400)).all()
+    other = normals[partner[:, 0]]
+    for name, fraction in (("swap half", 0.5), ("swap fifth", 0.2)):
+        assert ((spoilt[name] == normals) | (spoilt[name] == other)).all()
+        assert abs((spoilt[name] != normals).mean() - fraction) < 0.03
+    noise = (spoilt["noise"] - normals) / normals.std(axis=0)
+    np.testing.assert_allclose(noise.std(axis=0), 0.5, rtol=0.1)
+    again, different = pseudo_anomalies(normals, 0), pseudo_anomalies(normals, 1)
+    assert all(np.array_equal(x, again[kind]) and not np.array_equal(x, different[kind]) for kind, x in spoilt.items())
+
+
+def brute_force(normals: np.ndarray, settings: dict[str, float]) -> dict[str, float]:
+    """The AUROC of each kind, by the formulas in the docstrings of `dte`; the split is that of the command."""
+    drawn = normals[np.random.default_rng(0).permutation(len(normals))]
+    cut = 2 * len(normals) // 3
+    transform = transforms.fit("whiten", drawn[:cut], pooling=settings["pooling"], shrinkage=settings["shrinkage"])
+    bank = transform.apply(drawn[:cut]).astype(float)
+    near, far = int(settings["bandwidth_neighbours"]), int(settings["neighbours"])
+    h = np.sqrt((NearestNeighbors(n_neighbors=near).fit(bank).kneighbors()[0] ** 2).mean(axis=1))
+    h = np.clip(h, np.median(h) / settings["clip"], np.median(h) * settings["clip"])
+
+    def score(x: np.ndarray) -> np.ndarray:
+        distances = np.linalg.norm(transform.apply(x)[:, None].astype(float) - bank, axis=-1) / h
+        return np.sort(distances, axis=1)[:, :far].mean(axis=1)
+
+    held_out = drawn[cut:]
+    spoilt = pseudo_anomalies(held_out, 0)
+    labels = np.repeat([0, 1], len(held_out))
+    return {k: roc_auc_score(labels, np.concatenate([score(held_out), score(x)])) for k, x in spoilt.items()}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The command on two folders that share the training normals and nothing else."""
+    root = tmp_path_factory.mktemp("selection")
+    outs = []
+    for seed, anomalies in ((1, 20), (2, 35)):
+        folder, out = root / f"data{seed}", root / f"out{seed}"
+        folder.mkdir()
+        for name, rows in (("a", 90), ("b", 40)):
+            tested = np.random.default_rng(seed).normal(size=(rows + anomalies, 5)) * 10**seed
+            x, y = np.concatenate([clusters(rows), tested]), np.repeat([0, 1], [2 * rows, anomalies])
+            np.savez(folder / f"{name}.npz", X=x, y=y)
+        done = command("experiments.selection", f"--data_dir={folder}", f"--out={out}", output=root / f"said{seed}")
+        assert done.code == 0, done.err
+        outs.append(out)
+    return outs
+
+
+def test_neither_test_rows_nor_anomalies_change_anything(results: list[Path]) -> None:
+    for name in ("selection.csv", "selection.md"):
+        first, other = ((out / name).read_bytes() for out in results)
+        assert first == other and len(first) > 100
+
+
+def test_measurements_are_those_of_brute_force_and_no_change_of_one_constant_beats_the_choice(
+    results: list[Path],
+) -> None:
+    with (results[0] / "selection.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    found = defaultdict(list)
+    for line in lines:
+        settings = {name: float(line[name]) for name in CONSTANTS}
+        aurocs = {kind: float(line[kind]) for kind in ("swap half", "swap fifth", "extrapolate", "noise")}
+        found[tuple(settings.values())].append(list(aurocs.values()))
+        if line["dataset"] == "a" and len(found) % 7 == 0:
+            assert brute_force(clusters(90), settings) == pytest.approx(aurocs, abs=2e-3)
+    criterion = {settings: np.mean(values) for settings, values in found.items()}
+    said = (results[0] / "selection.md").read_text().split("chosen: ")[1].split(" (")[0]
+    chosen = tuple(float(part.split(" = ")[1]) for part in said.split(", "))
+    for i, name in enumerate(CONSTANTS):
+        line = [s for s in criterion if s[:i] + s[i + 1 :] == chosen[:i] + chosen[i + 1 :]]
+        assert len(line) == {"pooling": 5, "shrinkage": 5, "clip": 4, "bandwidth_neighbours": 4, "neighbours": 3}[name]
+        assert criterion[chosen] >= max(criterion[s] for s in line) - 1e-6
+    assert criterion[chosen] > criterion[0, 0, 1, 3, 5]
