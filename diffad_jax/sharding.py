@@ -6,10 +6,12 @@ largest axis that fsdp divides, and XLA gathers what a layer needs when it needs
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -21,12 +23,12 @@ AXES = ("data", "fsdp")
 LARGE = 2**16
 
 
-def data_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
-    """Devices [data, fsdp]: as many as divide batch_size evenly, and all where there are several processes.
+def data_mesh(batch_size: int, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices [data, fsdp], of all by default: as many as divide batch_size, and all where there are several processes.
 
     Devices of one process are neighbours along fsdp first, then along data. Raises InputError where the devices do not fit.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     count = math.gcd(batch_size, len(devices))
     if jax.process_count() > 1 and count < len(devices):
         raise InputError(
@@ -94,14 +96,14 @@ class Parallel(NamedTuple):
     compile: Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def by_jit(batch_size: int, fsdp: int = 1) -> Parallel:
-    """The function sees whole arrays, and XLA splits the work (global view)."""
-    mesh = data_mesh(batch_size, fsdp)
+def by_jit(mesh: Mesh) -> Parallel:
+    """The function sees whole arrays, and XLA splits the work over the mesh (global view)."""
 
     def compile(function: Callable[..., Any]) -> Callable[..., Any]:
         def pinned(state: Any, batches: Any, key: jax.Array) -> tuple[Any, Any]:
             # XLA may choose how results are split, and the next step wants them as they came.
-            state, metrics = function(state, batches, key)
+            with nn.intercept_methods(partial(_rows_stay, mesh)) if mesh.shape["fsdp"] > 1 else nullcontext():
+                state, metrics = function(state, batches, key)
             return jax.lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
 
         return jax.jit(pinned, donate_argnums=0)
@@ -109,9 +111,19 @@ def by_jit(batch_size: int, fsdp: int = 1) -> Parallel:
     return Parallel(partial(shard, mesh=mesh), partial(split, mesh=mesh, axis=1), compile)
 
 
-def by_pmap(batch_size: int) -> Parallel:
+def _rows_stay(mesh: Mesh, layer: Callable[..., Any], arguments: Any, options: Any, context: Any) -> Any:
+    """Calls a layer and keeps its results split by rows; left to choose, XLA moves activations around to split weights."""
+
+    def stay(x: jax.Array) -> jax.Array:
+        rows = NamedSharding(mesh, PartitionSpec(AXES))
+        return x if x.ndim < 2 or len(x) % mesh.size else jax.lax.with_sharding_constraint(x, rows)
+
+    results = layer(*arguments, **options)
+    return jax.tree.map(stay, results) if context.method_name == "__call__" else results
+
+
+def by_pmap(mesh: Mesh) -> Parallel:
     """The function sees one device's rows, and takes means itself, by `mean_over_devices`; the state is whole on each."""
-    mesh = data_mesh(batch_size)
 
     def put_batches(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.reshape(len(x), len(mesh.local_devices), -1, *x.shape[2:]), tree)

@@ -59,13 +59,15 @@ def train_each_way() -> dict[str, tuple[Params, set[tuple[int, ...]]]]:
     sharding.LARGE = 2**7  # of which this network has some arrays
     return {
         # As many devices as divide the number.
-        "jit, 1 device": train_by(by_jit(1)),
-        "jit, 8 devices": train_by(by_jit(8)),
-        "jit, 8 devices, 4 steps a dispatch, 2 passes a step": train_by(by_jit(8), per_dispatch=4, accumulate=2),
-        "jit, 2 x 4 devices": train_by(by_jit(8, fsdp=4)),
-        "pmap, 8 devices": train_by(by_pmap(8), mean_over_devices=mean_over_devices),
+        "jit, 1 device": train_by(by_jit(data_mesh(1))),
+        "jit, 8 devices": train_by(by_jit(data_mesh(8))),
+        "jit, 8 devices, 4 steps a dispatch, 2 passes a step": train_by(
+            by_jit(data_mesh(8)), per_dispatch=4, accumulate=2
+        ),
+        "jit, 2 x 4 devices": train_by(by_jit(data_mesh(8, fsdp=4))),
+        "pmap, 8 devices": train_by(by_pmap(data_mesh(8)), mean_over_devices=mean_over_devices),
         "pmap, 8 devices, 4 steps a dispatch, 2 passes a step": train_by(
-            by_pmap(8), per_dispatch=4, accumulate=2, mean_over_devices=mean_over_devices
+            by_pmap(data_mesh(8)), per_dispatch=4, accumulate=2, mean_over_devices=mean_over_devices
         ),
     }
 

@@ -1,0 +1,224 @@
+"""Counts what a program costs: FLOPs of a traced program; bytes of memory and between chips of a compiled one, per chip."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+BITS = {
+    "pred": 8,
+    "s4": 4,
+    "u4": 4,
+    "s8": 8,
+    "u8": 8,
+    "bf16": 16,
+    "f16": 16,
+    "s16": 16,
+    "u16": 16,
+    "s64": 64,
+    "u64": 64,
+}
+SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
+
+# --- FLOPs of a jaxpr --------------------------------------------------------------------------------------------------
+
+
+def flops(program: Any, loops: bool = True) -> float:
+    """FLOPs of the matrix products and convolutions of a (closed) jaxpr; loops: count a scan's body as often as it runs."""
+    program = getattr(program, "jaxpr", program)
+    total = 0.0
+    for equation in program.eqns:
+        times = equation.params["length"] if equation.primitive.name == "scan" and loops else 1
+        total += _own_flops(equation) + times * sum(flops(inner, loops) for inner in _programs(equation.params))
+    return total
+
+
+def _programs(params: dict[str, Any]) -> Iterator[Any]:
+    for value in params.values():
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if hasattr(item, "eqns") or hasattr(item, "jaxpr"):
+                yield item
+
+
+def _own_flops(equation: Any) -> float:
+    out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return 2.0 * out * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    if equation.primitive.name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        per_output = math.prod(kernel) / kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+        # Of a dilated input only the places that hold a value cost something.
+        return 2.0 * out * per_output / math.prod(equation.params["lhs_dilation"])
+    return 0.0
+
+
+# --- bytes of a compiled program ---------------------------------------------------------------------------------------
+
+
+class Instruction(NamedTuple):
+    """One line of a compiled program: %name = type opcode(operands), rest."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: list[str]
+    text: str
+
+
+class Collectives(NamedTuple):
+    """Of one kind of communication, in one step: how often it runs, bytes of its results, bytes that a chip sends for it."""
+
+    runs: float
+    result: float
+    sent: float
+
+
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
+
+
+def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """The instructions of every computation of HLO text, and the name of the entry."""
+    found: dict[str, list[Instruction]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if header := COMPUTATION.match(line):
+            name = header[1]
+            found[name] = []
+            entry = name if line.startswith("ENTRY") else entry
+        elif name and (match := INSTRUCTION.match(line)):
+            operands = re.findall(r"%([\w.\-]+)", match[4].partition(")")[0])
+            found[name].append(Instruction(match[1], match[2], match[3], operands, line))
+    return found, entry
+
+
+def loop_counts(found: dict[str, list[Instruction]], entry: str, into_calls: bool) -> dict[str, tuple[float, int]]:
+    """Of every computation that is reached: how often it runs, and the length of the loop that it is the body of, or 1.
+
+    into_calls: follow also the insides of fusions.
+    """
+    reached: dict[str, tuple[float, int]] = {}
+
+    def visit(name: str, times: float, length: int) -> None:
+        if name not in found or reached.get(name, (0.0, 0))[0] >= times:
+            return
+        reached[name] = times, length
+        for instruction in found[name]:
+            if instruction.opcode == "while":
+                body, condition = (
+                    re.search(rf"{part}=%?([\w.\-]+)", instruction.text) for part in ("body", "condition")
+                )
+                assert body and condition
+                trips = _trips(instruction, found.get(condition[1], []))
+                visit(body[1], times * trips, trips)
+            elif instruction.opcode in ("conditional", "call") or into_calls:
+                for called in re.findall(r"(?:calls|to_apply|branch_computations)=\{?([%\w.\-, ]+)", instruction.text):
+                    for inner in re.findall(r"%([\w.\-]+)", called):
+                        visit(inner, times, length)
+
+    visit(entry, 1.0, 1)
+    return reached
+
+
+def _trips(loop: Instruction, condition: list[Instruction]) -> int:
+    if known := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.text):
+        return int(known[1])
+    constants = {i.name: int(m[1]) for i in condition if (m := re.search(r" constant\((\d+)\)", i.text))}
+    bounds = [constants[o] for i in condition if i.opcode == "compare" for o in i.operands if o in constants]
+    return max(bounds, default=1)
+
+
+def collectives(text: str) -> dict[str, Collectives]:
+    """The communication between chips of a compiled program, by kind."""
+    found, entry = computations(text)
+    by_channel: dict[str, tuple[str, Collectives]] = {}
+    for name, (times, _) in loop_counts(found, entry, into_calls=True).items():
+        for instruction in found[name]:
+            kind = instruction.opcode.removesuffix("-start")
+            if kind not in SENT:
+                continue
+            results = [_bytes(shape) for shape in SHAPE.finditer(instruction.type) if shape[1] not in ("u32", "s32")]
+            size = sum(results)
+            if instruction.opcode.endswith("-start") and len(results) > 1:
+                # The first half of the tuple is the operands.
+                size = sum(results[len(results) // 2 :])
+            if "all-reduce-scatter" in name:
+                kind, size = "reduce-scatter", size / _group_size(instruction.text)
+            cost = Collectives(times, times * size, times * SENT[kind](size, _group_size(instruction.text)))
+            # The compiler may cut one into several fusions, which share its channel.
+            channel = re.search(r"channel_id=(\d+)", instruction.text)
+            by_channel[channel[1] if channel else instruction.name] = kind, cost
+    totals: dict[str, Collectives] = {}
+    for kind, cost in by_channel.values():
+        totals[kind] = Collectives(*map(sum, zip(totals.get(kind, Collectives(0, 0, 0)), cost, strict=True)))
+    return totals
+
+
+# Bytes that each of n chips sends for a result of that size, in rings.
+SENT: dict[str, Callable[[float, int], float]] = {
+    "all-reduce": lambda size, n: 2 * size * (n - 1) / n,
+    "all-gather": lambda size, n: size * (n - 1) / n,
+    "reduce-scatter": lambda size, n: size * (n - 1),
+    "all-to-all": lambda size, n: size * (n - 1) / n,
+    "collective-permute": lambda size, n: size,
+}
+
+
+def _group_size(text: str) -> int:
+    """The chips that take part in one collective, of the three ways in which HLO writes replica_groups."""
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
+        return int(iota[1])
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        return math.prod(sizes[name] for name in re.findall(r"'(\w+)'", mesh[2]))
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+        return listed[1].count(",") + 1
+    return 1
+
+
+FREE = {
+    "parameter",
+    "constant",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "custom-call",
+}
+
+
+def memory_bytes(text: str) -> float:
+    """An estimate of what a chip's memory reads and writes: operands and results of every instruction outside fusions.
+
+    What the compiler keeps in the chip's vector memory is free. In a loop of n rounds, arrays [n, ...] count one slice each.
+    """
+    found, entry = computations(text)
+    total = 0.0
+    for name, (times, length) in loop_counts(found, entry, into_calls=False).items():
+        types = {instruction.name: instruction.type for instruction in found[name]}
+        for instruction in found[name]:
+            kernel = instruction.opcode != "custom-call" or "tpu_custom_call" in instruction.text
+            if instruction.opcode in FREE or instruction.opcode.endswith("-done") or not kernel:
+                continue
+            results = list(SHAPE.finditer(instruction.type))
+            operands = [shape for operand in instruction.operands for shape in SHAPE.finditer(types.get(operand, ""))]
+            if instruction.opcode.endswith("-start"):
+                # A copy between the two memories: the smaller of what it names is what moves.
+                total += times * min((_bytes(shape) for shape in results if shape[2]), default=0.0)
+                continue
+            # A communication under way hands its buffers from one fusion to the next.
+            passed = {r[0] for r in results} & {o[0] for o in operands} if "[]{:S(2)}" in instruction.type else set()
+            for shape in results + operands:
+                if "S(" not in (shape[3] or "") and shape[0] not in passed:
+                    stacked = length > 1 and shape[2].partition(",")[0] == str(length)
+                    total += times * _bytes(shape) / (length if stacked else 1)
+    return total
+
+
+def _bytes(shape: re.Match[str]) -> float:
+    bits = BITS.get(shape[1]) or int((re.search(r"\d+", shape[1]) or [32])[0])
+    return math.prod(int(length) for length in shape[2].split(",") if length) * bits / 8

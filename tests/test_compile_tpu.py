@@ -1,0 +1,146 @@
+"""The counts of FLOPs and bytes against programs whose costs are known, and the TPU compiler where libtpu is installed."""
+
+import os
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from processes import command, with_devices
+
+from diffad_jax import runs, sharding
+from diffad_jax.training import Batch, make_dispatch
+from experiments import hlo
+
+# --- FLOPs -----------------------------------------------------------------------------------------------------------
+
+
+def test_flops_of_a_scan_of_products_and_of_their_gradient() -> None:
+    def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0].sum()
+
+    w, x = jnp.ones((3, 4, 4)), jnp.ones((5, 4))
+    product = 2 * 5 * 4 * 4
+    assert hlo.flops(jax.make_jaxpr(loss)(w, x)) == 3 * product
+    assert hlo.flops(jax.make_jaxpr(loss)(w, x), loops=False) == product
+    assert hlo.flops(jax.make_jaxpr(jax.grad(loss, (0, 1)))(w, x)) == 9 * product
+
+
+def test_flops_of_a_strided_convolution_and_of_its_gradient() -> None:
+    def loss(kernel: jax.Array, x: jax.Array) -> jax.Array:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=numbers).sum()
+
+    kernel, x = jnp.ones((3, 3, 6, 7)), jnp.ones((2, 8, 8, 6))
+    forward = 2 * (2 * 4 * 4 * 7) * (3 * 3 * 6)
+    assert hlo.flops(jax.make_jaxpr(loss)(kernel, x)) == forward
+    assert hlo.flops(jax.make_jaxpr(jax.grad(loss, (0, 1)))(kernel, x)) == 3 * forward
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%condition (state: (s32[], f32[4,10])) -> pred[] {
+  %state = (s32[], f32[4,10]) parameter(0)
+  %end = s32[] constant(4)
+  %i = s32[] get-tuple-element(%state), index=0
+  ROOT %less = pred[] compare(%i, %end), direction=LT
+}
+
+%body (state.1: (s32[], f32[4,10])) -> (s32[], f32[4,10]) {
+  %state.1 = (s32[], f32[4,10]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%state.1), index=0
+  %stack = f32[4,10]{1,0:T(8,128)} get-tuple-element(%state.1), index=1
+  %near = bf16[10]{0:T(128)S(1)} fusion(%stack, %i.1), kind=kLoop, calls=%add
+  %gathered = bf16[80]{0} all-gather(%near), channel_id=1, replica_groups=[2,8]<=[16], dimensions={0}
+  %reduced = f32[10]{0} all-reduce(%near), channel_id=2, replica_groups={{0,1},{2,3}}, to_apply=%add
+  ROOT %next = (s32[], f32[4,10]) tuple(%i.1, %stack)
+}
+
+ENTRY %main (x: f32[4,10]) -> f32[4,10] {
+  %x = f32[4,10]{1,0} parameter(0)
+  %start = (f32[16]{0}, f32[16]{0}, u32[], u32[]) collective-permute-start(%x), channel_id=3, source_target_pairs={{0,1}}
+  %done = f32[16]{0} collective-permute-done(%start)
+  %first = (s32[], f32[4,10]) tuple(%x, %x)
+  %loop = (s32[], f32[4,10]) while(%first), condition=%condition, body=%body
+  ROOT %y = f32[4,10]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_communication_in_loops_counts_as_often_as_they_run() -> None:
+    assert hlo.collectives(PROGRAM) == {
+        "all-gather": (4, 4 * 160, 4 * 160 * 7 / 8),
+        "all-reduce": (4, 4 * 40, 4 * 40),
+        "collective-permute": (1, 64, 64),
+    }
+
+
+def test_memory_traffic_leaves_out_vector_memory_and_takes_stacked_arrays_in_slices() -> None:
+    body = 40 + 4 + 160 + 40  # a slice of the stack, its index, two results; what is near costs nothing
+    assert hlo.memory_bytes(PROGRAM) == 4 * body + 64
+
+
+# --- the sharded step ------------------------------------------------------------------------------------------------
+
+
+def communication() -> tuple[float, dict[str, Any]]:
+    """Bytes of a small transformer's parameters, and what its step on 8 CPU devices sends."""
+    sharding.LARGE = 2**8
+    config = tiny.get_config()
+    config.mesh = {"fsdp": 8}
+    config.model = {"name": "DiT", "width": 64, "depth": 3, "num_heads": 2, "patch_size": 2}
+    config.training.batch_size = 512
+    _, init, step, training = runs.define(config, (8, 8, 1))
+    parallel = runs.parallel_of(config, training)
+    state = parallel.put_state(init())
+    rows = np.zeros((1, 512, 8, 8, 1), np.float32)
+    batch = parallel.put_batches(Batch(rows, np.arange(512)[None]))  # type: ignore[arg-type]
+    compiled = make_dispatch(step, 1, parallel.compile).lower(state, batch, jax.random.key(0)).compile()
+    return sum(x.nbytes for x in jax.tree.leaves(state.params)), hlo.collectives(compiled.as_text())
+
+
+def test_a_step_sends_parameters_and_gradients_but_no_activations() -> None:
+    size, found = with_devices(8, communication)
+    sent = sum(kind.sent for kind in found.values())
+    # Every gradient is summed, and every weight that is split is gathered before it is used, forward and backward.
+    assert 1.5 * size < sent < 4.5 * size, (sent / size, found)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_without_libtpu_one_line_tells_how_to_get_it(tmp_path: Path) -> None:
+    ended = command("experiments.compile_tpu", output=tmp_path)
+    assert (ended.code, ended.err.count("\n")) == (2, 1) and "libtpu is not installed" in ended.err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("TPU_PYTHON" not in os.environ, reason="TPU_PYTHON names no Python of an environment with libtpu")
+@pytest.mark.parametrize(("batch_size", "code"), [(64, 0), (16384, 1)])
+def test_the_tpu_compiler(batch_size: int, code: int) -> None:
+    small = (
+        "--config=configs/imagenet224_dit.py:S/16",
+        "--topology=v5e:2x2",
+        f"--config.training.batch_size={batch_size}",
+    )
+    arguments = [os.environ["TPU_PYTHON"], "-m", "experiments.compile_tpu", *small]
+    root = Path(runs.__file__).parents[1]
+    ended = subprocess.run(
+        arguments, capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    assert ended.returncode == code, ended.stderr
+    assert "roofline: " in ended.stdout
+    assert ("makes it fit" in ended.stderr) == (code == 1)
