@@ -108,11 +108,14 @@ class Trained(NamedTuple):
 
 
 def load(workdir: Path) -> Trained:
-    """Reads a finished run from its work directory alone: config, statistics and the averaged parameters."""
+    """Reads a finished run from its work directory alone: config, statistics and the averaged parameters.
+
+    They are those of the last checkpoint, or of the best where config.training.keep asks for it.
+    """
     config, statistics = load_config(workdir), Statistics.load(workdir)
-    system, state, _, _ = start(config, statistics.transform.shape)
+    system, state, _, training = start(config, statistics.transform.shape)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        restored = checkpoints.restore(state)
+        restored = checkpoints.restore(state, best=training.keep == "best")
     if restored is None:
         raise InputError(f"{workdir / 'checkpoints'}: holds no checkpoint; repeat the experiments.train command")
     return Trained(config, system, restored.ema, statistics)

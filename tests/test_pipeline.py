@@ -209,6 +209,10 @@ def test_rows_held_out_choose_the_model_and_are_not_trained_on(jpegs: Jpegs, tmp
     assert list(losses) == [2, 4, 6] and min(losses, key=losses.__getitem__) < 6
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
     assert kept == {4, 6, min(losses, key=losses.__getitem__)}
+    # The model that is loaded is the one that was calibrated.
+    model = detector.load(tmp_path)
+    scores = np.sort(model.score(np.asarray(jpegs)[held_out]))
+    np.testing.assert_allclose(scores, model.statistics.normal_scores, rtol=1e-4, atol=1e-4)
 
 
 def test_the_held_out_loss_is_a_mean_over_whole_batches_with_the_same_noise_each_time() -> None:
@@ -285,6 +289,7 @@ def test_a_model_of_patches_reads_whole_pictures(tmp_path: Path) -> None:
     config = tiny.get_config()
     config.transform.high = 255.0
     config.pipeline = {"crop": 4}
+    config.model = {"name": "DiT", "patch_size": 2, "width": 16, "depth": 1, "num_heads": 2}
     config.training.num_steps = 2
     labels = np.r_[np.zeros(COUNT - 1, int), 1]
     runs.train(config, Dataset("patches", PICTURES, PICTURES, labels), tmp_path, progress=False)
