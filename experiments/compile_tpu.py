@@ -188,9 +188,9 @@ def remedies(config: ConfigDict, chips: int) -> Iterator[tuple[str, ConfigDict]]
 
 
 def main(_: list[str]) -> None:
-    # Before JAX looks for devices: the compiler needs none, and there is no TPU's metadata server to ask.
+    # Before JAX looks for devices: the compiler needs none, there is no metadata server to ask, and no TPU to be alone on.
     jax.config.update("jax_platforms", "cpu")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     config, devices = CONFIG.value, devices_of(TOPOLOGY.value)
     size = config.data.get("size")
     if not SHAPE.value and size is None:

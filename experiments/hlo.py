@@ -169,12 +169,15 @@ def _group_size(text: str) -> int:
     """The chips that take part in one collective, of the three ways in which HLO writes replica_groups."""
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
         return int(iota[1])
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-        return math.prod(sizes[name] for name in re.findall(r"'(\w+)'", mesh[2]))
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
+        # An axis in the braces may be cut: 'axis':(1)2 are two chips along it.
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(part or sizes[name]) for name, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2]))
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
         return listed[1].count(",") + 1
-    return 1
+    if "source_target_pairs" in text:
+        return 1
+    raise ValueError(f"the chips of a collective cannot be read: {text.strip()[:2000]}")
 
 
 FREE = {
