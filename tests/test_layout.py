@@ -10,10 +10,11 @@ import diffad_jax
 
 ROOT = Path(diffad_jax.__file__).parent
 ORDER = [
-    *[{"errors"}, {"build", "distributed"}, {"process", "noise"}, {"parametrisation"}, {"losses"}, {"samplers"}, {"scores"}],
-    *[{"calibration", "patches"}, {"dte"}, {"models"}, {"training"}, {"data"}, {"metrics", "pixel_metrics", "pseudo"}, {"baselines"}],
-    *[{"figures"}, {"report"}, {"checkpoint"}, {"logs"}, {"sharding"}, {"assembly"}, {"loop"}, {"evaluation"}],
-    *[{"workdir"}, {"runs"}, {"detector"}, {"folder_scores"}, {"methods"}, {"table"}, {"table_report", "scalability"}],
+    *[{"errors"}, {"build", "distributed"}, {"process", "noise"}, {"parametrisation"}, {"losses"}, {"samplers"}],
+    *[{"scores"}, {"calibration", "patches"}, {"dte"}, {"models"}, {"training"}, {"data"}],
+    *[{"metrics", "pixel_metrics", "pseudo"}, {"baselines"}, {"figures"}, {"report"}, {"checkpoint"}, {"logs"}],
+    *[{"sharding"}, {"assembly"}, {"loop"}, {"evaluation"}, {"workdir"}, {"runs"}, {"detector"}, {"folder_scores"}],
+    *[{"methods"}, {"table"}, {"table_report", "scalability"}],
 ]
 RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
 MATHEMATICS = ["process", "noise", "parametrisation", "losses", "samplers", "scores", "calibration"]
