@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import LogRecord
@@ -153,9 +154,10 @@ def _not_of_orbax(record: LogRecord) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The operating system's words where they are somewhere in the message, else its first line."""
+    """The operating system's words where they are somewhere in the message, else its first line without the details."""
     found = re.search(r"([^:]+) \[os_error_code=", str(error))
-    return found[1].strip() if found else (str(error).splitlines() or [type(error).__name__])[0]
+    first = found[1].strip() if found else (str(error).splitlines() or [type(error).__name__])[0]
+    return textwrap.shorten(first.partition(" [")[0], 200)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
