@@ -12,6 +12,7 @@ from jax import Array
 from ml_collections import ConfigDict
 from scipy.ndimage import gaussian_filter
 
+from diffad_jax import compiler
 from diffad_jax.assembly import System
 from diffad_jax.calibration import COMBINATIONS
 from diffad_jax.checkpoint import Checkpoints
@@ -74,7 +75,7 @@ class Trained(NamedTuple):
         key = jax.random.key(seed)
         keys = keys_for(key, jnp.arange(count))
 
-        @jax.jit
+        @compiler.jit
         def draw(params: Params) -> Array:
             x = gaussian(keys, jnp.zeros((count, *self.system.shape)))
             return sample(self.system.sampler, self.system.denoise(params), x, uniform(num_steps), fold_in(keys, 1))
@@ -101,7 +102,7 @@ class Trained(NamedTuple):
         read = partial(reconstructed, self.params)
         if system.shape != x_0.shape[1:]:
             read = partial(over_patches, read, size=system.shape[0])
-        found = jax.jit(read)(x_0)
+        found = compiler.jit(read)(x_0)
         x_t, x = np.split(np.moveaxis(np.asarray(found), 0, -1), 2, axis=-1)
         heat = np.concatenate([reading.maps for reading in self.read(raw)])
         return x_0, x_t, x, heat if heat.ndim == 3 else ((x - x_0) ** 2).mean(axis=-1)

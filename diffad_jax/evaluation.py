@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffad_jax import compiler
 from diffad_jax.assembly import System
 from diffad_jax.calibration import COMBINATIONS, Calibration, calibrate, per_datum, standardised_mean
 from diffad_jax.data.dataset import Rows
@@ -19,7 +20,7 @@ from diffad_jax.training import Params
 
 def make_levels(system: System, params: Params, seed: int, batch_size: int) -> Callable[[Rows], np.ndarray]:
     """A function from transformed data [N, ...] to the mean over pixels of each level, [L, N]."""
-    compiled = jax.jit(lambda p, x, key: per_datum(system.score.maps(system.denoise(p), x, key)).T)
+    compiled = compiler.jit(lambda p, x, key: per_datum(system.score.maps(system.denoise(p), x, key)).T)
     mesh, key = data_mesh(batch_size), jax.random.key(seed)
     params = replicate(params, mesh)
     return lambda x: joined(lambda x: compiled(params, split(x, mesh), key), x, batch_size).T
@@ -40,7 +41,7 @@ def make_reader(
     The heat map is the mean of the standardised levels, whatever `combination` makes of them for the score.
     """
 
-    @jax.jit
+    @compiler.jit
     def compiled(params: Params, calibration: Calibration, x: Array, key: Array) -> Reading:
         maps = system.score.maps(system.denoise(params), x, key)
         scores = COMBINATIONS[combination](calibration, per_datum(maps))

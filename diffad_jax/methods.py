@@ -14,7 +14,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from configs import adbench, adbench_dit
-from diffad_jax import baselines, dte
+from diffad_jax import baselines, compiler, dte
 from diffad_jax.build import nearest
 from diffad_jax.calibration import calibrate, per_datum, standardised_mean
 from diffad_jax.data import transforms
@@ -140,7 +140,7 @@ def diffusion_programs(config: ConfigDict, width: int) -> Programs:
 def _diffusion_programs(config: str, width: int) -> Programs:
     spec = ConfigDict(json.loads(config))
     system, state, step, settings = start(spec, (width,))
-    levels = jax.jit(lambda params, x, key: per_datum(system.score.maps(system.denoise(params), x, key)).T)
+    levels = compiler.jit(lambda params, x, key: per_datum(system.score.maps(system.denoise(params), x, key)).T)
     dispatch = make_dispatch(step, settings.steps_per_dispatch)
     return Programs(jax.jit(system.init), state, dispatch, levels, settings, scoring_of(spec).batch_size)
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffad_jax import samplers
+from diffad_jax import compiler, samplers
 from diffad_jax.assembly import System, assemble
 from diffad_jax.build import build, nearest
 from diffad_jax.calibration import COMBINATIONS
@@ -163,7 +163,7 @@ def make_validate(loss: Loss, x_0: np.ndarray, seed: int, batch_size: int) -> Ca
     place = np.arange(count * batch_size)
     u = np.asarray(place * (5**0.5 - 1) / 2 % 1, np.float32)
     key = jax.random.fold_in(jax.random.key(seed), len(x_0))
-    compiled = jax.jit(lambda params, x, u, place: loss(params, x, u, keys_for(key, place)).mean())
+    compiled = compiler.jit(lambda params, x, u, place: loss(params, x, u, keys_for(key, place)).mean())
     mesh = data_mesh(batch_size)
 
     def validate(params: Params) -> Array:

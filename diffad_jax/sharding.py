@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from diffad_jax import compiler
 from diffad_jax.errors import InputError
 
 AXES = ("data", "fsdp")
@@ -106,7 +107,7 @@ def by_jit(mesh: Mesh) -> Parallel:
                 state, metrics = function(state, batches, key)
             return jax.lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
 
-        return jax.jit(pinned, donate_argnums=0)
+        return compiler.jit(pinned, mesh.devices.flat[0].platform, donate_argnums=0)
 
     return Parallel(partial(shard, mesh=mesh), partial(split, mesh=mesh, axis=1), compile)
 

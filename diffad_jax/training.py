@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from diffad_jax import compiler
 from diffad_jax.noise import keys_for
 
 Params = Any
@@ -116,4 +117,4 @@ def make_dispatch(
         state, metrics = jax.lax.scan(lambda s, b: train_step(s, b, key), state, batches)
         return state, jax.tree.map(lambda m: m.mean(axis=0), metrics)
 
-    return (compile or partial(jax.jit, donate_argnums=0))(dispatch)
+    return (compile or partial(compiler.jit, donate_argnums=0))(dispatch)

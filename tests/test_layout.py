@@ -10,7 +10,14 @@ import diffad_jax
 
 ROOT = Path(diffad_jax.__file__).parent
 ORDER = [
-    *[{"errors"}, {"build", "distributed"}, {"process", "noise"}, {"parametrisation"}, {"losses"}, {"samplers"}],
+    *[
+        {"errors", "compiler"},
+        {"build", "distributed"},
+        {"process", "noise"},
+        {"parametrisation"},
+        {"losses"},
+        {"samplers"},
+    ],
     *[{"scores"}, {"calibration", "patches"}, {"dte"}, {"models"}, {"training"}, {"data"}],
     *[{"metrics", "pixel_metrics", "pseudo"}, {"baselines"}, {"figures"}, {"report"}, {"checkpoint"}, {"logs"}],
     *[{"sharding"}, {"assembly"}, {"loop"}, {"evaluation"}, {"workdir"}, {"runs"}, {"detector"}, {"folder_scores"}],

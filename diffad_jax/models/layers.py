@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffad_jax.models.ops import convolve, normalise
+
 
 def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
     """Sinusoidal embedding [cos(n w_i), sin(n w_i)] of the step n = 1000 t - 1, w_i = 10000^(-i / (width / 2)).
@@ -25,10 +27,21 @@ def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def conv3x3(features: int, *, strides: int = 1, zero: bool = False, dtype: str = "float32", name: str) -> nn.Conv:
+class Conv3x3(nn.Module):
     """3x3 convolution padded by one pixel on every side, also when strided, as published weights expect."""
-    kernel_init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
-    return nn.Conv(features, (3, 3), strides=strides, padding=1, kernel_init=kernel_init, dtype=dtype, name=name)
+
+    features: int
+    stride: int = 1
+    zero: bool = False
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The convolution of x [B, H, W, C], and the bias [features] to add, which a normalisation does for free."""
+        init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride), bias.astype(self.dtype)
 
 
 def fold(x: jax.Array, patch_size: int) -> jax.Array:
@@ -45,19 +58,6 @@ def unfold(x: jax.Array, patch_size: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * patch_size, width * patch_size, -1)
 
 
-def upsample(x: jax.Array) -> jax.Array:
-    """Nearest-neighbour upsampling by 2: [B, H, W, C] -> [B, 2 H, 2 W, C]."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
-
-
-def downsample(x: jax.Array) -> jax.Array:
-    """Mean over 2x2 squares: [B, H, W, C] -> [B, H / 2, W / 2, C]."""
-    batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
-
-
 class GroupNorm(nn.Module):
     """Group normalisation, gamma (x - mean) / sqrt(variance + 1e-5) + beta, optionally times (1 + scale) plus shift.
 
@@ -68,24 +68,42 @@ class GroupNorm(nn.Module):
     """
 
     groups: int = 32
+    silu: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None) -> jax.Array:
-        """Normalise x [B, H, W, C]; scale and shift, given together, are [B, C]."""
-        batch, channels = x.shape[0], x.shape[-1]
+    def __call__(
+        self,
+        x: jax.Array,
+        scale: jax.Array | float = 0.0,
+        shift: jax.Array | float = 0.0,
+        bias: jax.Array | float = 0.0,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Normalise x + bias, then apply SiLU if `silu` is set.
+
+        Args:
+            x: [B, H, W, C].
+            scale, shift, bias: [B, C], [C] or a number.
+
+        Returns:
+            The result and x, the latter for a residual branch (see `ops.normalise`).
+        """
+        channels = x.shape[-1]
         gamma = self.param("scale", nn.initializers.ones, (channels,))
         beta = self.param("bias", nn.initializers.zeros, (channels,))
         groups = math.gcd(self.groups, channels)
-        values = x.astype(jnp.float32)
 
-        def group_mean(v: jax.Array) -> jax.Array:
-            mean = v.mean((1, 2)).reshape(batch, groups, -1).mean(-1)
-            return jnp.repeat(mean, channels // groups, axis=-1)
+        def coefficients(mean: jax.Array, square: jax.Array, *parameters: jax.Array) -> tuple[jax.Array, jax.Array]:
+            gamma, beta, scale, shift, bias = parameters
+            square = square + (2 * mean + bias) * bias
+            mean = mean + bias
 
-        mean = group_mean(values)
-        variance = jnp.maximum(group_mean(values**2) - mean**2, 0.0)
-        slope = gamma * jax.lax.rsqrt(variance + 1e-5)
-        offset = beta - slope * mean
-        if scale is not None and shift is not None:
-            slope, offset = slope * (1.0 + scale), offset * (1.0 + scale) + shift
-        return (values * slope[:, None, None] + offset[:, None, None]).astype(x.dtype)
+            def group_mean(v: jax.Array) -> jax.Array:
+                return jnp.repeat(v.reshape(len(v), groups, -1).mean(-1), channels // groups, axis=-1)
+
+            mean, square = group_mean(mean), group_mean(square)
+            variance = jnp.maximum(square - mean**2, 0.0)
+            slope = gamma * jax.lax.rsqrt(variance + 1e-5) * (1.0 + scale)
+            return slope, beta * (1.0 + scale) + shift + slope * (bias - mean)
+
+        parameters = (jnp.asarray(p, jnp.float32) for p in (gamma, beta, scale, shift, bias))
+        return normalise(coefficients, self.silu, x, *parameters)

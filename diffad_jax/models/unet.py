@@ -1,6 +1,6 @@
 """The U-Net of Dhariwal & Nichol 2021 ("Diffusion models beat GANs on image synthesis"), without class labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from diffad_jax.errors import InputError
 from diffad_jax.models.attention import attention
-from diffad_jax.models.layers import GroupNorm, conv3x3, downsample, fold, timestep_embedding, unfold, upsample
+from diffad_jax.models.layers import Conv3x3, GroupNorm, fold, timestep_embedding, unfold
+from diffad_jax.models.ops import downsample, upsample
 
 
 class ResBlock(nn.Module):
@@ -26,19 +27,24 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array, train: bool) -> jax.Array:
         """Map x [B, H, W, C] and the activated time embedding [B, E] to [B, H', W', features]."""
-        resample = {"none": lambda h: h, "down": downsample, "up": upsample}[self.resample]
-        h = resample(nn.silu(GroupNorm(self.norm_groups, name="in_norm")(x)))
-        h = conv3x3(self.features, dtype=self.dtype, name="in_conv")(h)
+        changes: dict[str, Callable[[jax.Array], jax.Array]] = {"none": lambda h: h, "down": downsample, "up": upsample}
+        resample = changes[self.resample]
+        h, x = GroupNorm(self.norm_groups, name="in_norm")(x)
+        h, bias = Conv3x3(self.features, dtype=self.dtype, name="in_conv")(resample(h))
         x = resample(x)
 
         condition = nn.Dense(self.features * (2 if self.scale_shift else 1), dtype=self.dtype, name="emb")(time)
         norm = GroupNorm(self.norm_groups, name="out_norm")
-        h = norm(h, *jnp.split(condition, 2, axis=-1)) if self.scale_shift else norm(h + condition[:, None, None])
-        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
-        h = conv3x3(self.features, zero=True, dtype=self.dtype, name="out_conv")(h)
+        if self.scale_shift:
+            scale, shift = jnp.split(condition, 2, axis=-1)
+            h, _ = norm(h, scale, shift, bias)
+        else:
+            h, _ = norm(h, bias=bias + condition)
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h, bias = Conv3x3(self.features, zero=True, dtype=self.dtype, name="out_conv")(h)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
-        return x + h
+        return x + (h + bias)
 
 
 class AttentionBlock(nn.Module):
@@ -58,7 +64,8 @@ class AttentionBlock(nn.Module):
             raise InputError(
                 f"num_heads={self.num_heads}, head_channels={self.head_channels}: {channels} channels do not divide"
             )
-        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(GroupNorm(self.norm_groups, name="norm")(x))
+        h, x = GroupNorm(self.norm_groups, silu=False, name="norm")(x)
+        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         # Published weights hold q, k, v one after the other within each head.
         q, k, v = jnp.split(qkv.reshape(batch, height * width, heads, -1), 3, axis=-1)
         h = attention(q, k, v).reshape(x.shape)
@@ -125,14 +132,16 @@ class UNet(nn.Module):
         self_attention = partial(AttentionBlock, self.num_heads, self.head_channels, self.norm_groups, self.dtype)
         by_block = self.resample == "block"
 
+        def conv(h: jax.Array, features: int, *, stride: int = 1, zero: bool = False, name: str) -> jax.Array:
+            h, bias = Conv3x3(features, stride, zero, self.dtype, name=name)(h)
+            return h + bias
+
         time = timestep_embedding(t, self.channels)
         time = nn.silu(nn.Dense(4 * self.channels, dtype=self.dtype, name="time_0")(time))
         time = nn.silu(nn.Dense(4 * self.channels, dtype=self.dtype, name="time_2")(time))
 
         # Names follow the numbering of published checkpoints, so that `published.py` needs no second description.
-        h = conv3x3(self.channels * self.channel_multipliers[0], dtype=self.dtype, name="down_0_0")(
-            fold(x_t, self.patch_size)
-        )
+        h = conv(fold(x_t, self.patch_size), self.channels * self.channel_multipliers[0], name="down_0_0")
         skips = [h]
         for level, multiplier in enumerate(self.channel_multipliers):
             for _ in range(self.num_blocks):
@@ -146,7 +155,7 @@ class UNet(nn.Module):
                 if by_block:
                     h = residual(h.shape[-1], "down", name=name)(h, time, train)
                 else:
-                    h = conv3x3(h.shape[-1], strides=2, dtype=self.dtype, name=f"{name}_op")(h)
+                    h = conv(h, h.shape[-1], stride=2, name=f"{name}_op")
                 skips.append(h)
 
         h = residual(h.shape[-1], name="middle_0")(h, time, train)
@@ -166,9 +175,8 @@ class UNet(nn.Module):
                 if by_block:
                     h = residual(h.shape[-1], "up", name=name)(h, time, train)
                 else:
-                    h = conv3x3(h.shape[-1], dtype=self.dtype, name=f"{name}_conv")(upsample(h))
+                    h = conv(upsample(h), h.shape[-1], name=f"{name}_conv")
 
-        h = nn.silu(GroupNorm(self.norm_groups, name="out_0")(h))
+        h, _ = GroupNorm(self.norm_groups, name="out_0")(h)
         outputs = x_t.shape[-1] * self.patch_size**2 * (2 if self.learned_variance else 1)
-        h = conv3x3(outputs, zero=True, dtype=self.dtype, name="out_2")(h).astype(x_t.dtype)
-        return unfold(h, self.patch_size)
+        return unfold(conv(h, outputs, zero=True, name="out_2").astype(x_t.dtype), self.patch_size)

@@ -1,0 +1,181 @@
+"""Operations whose gradients are written by hand, because the compiler's own cost several times as much on a CPU.
+
+XLA fuses elementwise work into each of its readers. In the gradient of a deep residual network it so repeats, in every
+reader, the sum over all later blocks. `piece` sets a border that fusion does not cross; the gradients below are cut into
+pieces that read and write each array once.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental.xla_metadata import set_xla_metadata
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def piece(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function; on a CPU, XLA compiles it by itself and fuses nothing across its border."""
+    compiled = jax.jit(function)
+
+    def alone(*arguments: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return compiled(*arguments)
+
+    return lambda *arguments: jax.lax.platform_dependent(*arguments, cpu=alone, default=function)
+
+
+# --- convolution ------------------------------------------------------------------------------------------------------
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """3x3 convolution padded by one pixel on every side.
+
+    The gradient of the kernel is a convolution of x with the output's gradient, batch and channels exchanged. It is written
+    with explicit transposes, because on a CPU XLA rearranges only the convolutions outside loops for its fast routine: in a
+    scan, the stock gradient takes a hundred times as long.
+
+    Args:
+        x: [B, H, W, C].
+        kernel: [3, 3, C, D].
+        stride: step in both directions.
+
+    Returns:
+        [B, ceil(H / stride), ceil(W / stride), D].
+    """
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=LAYOUT)
+
+
+def _convolve_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return convolve(x, kernel, stride), (x, kernel)
+
+
+def _convolve_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    # Rows and columns at the far border that the last stride did not reach.
+    rest = [(size - 1) % stride for size in x.shape[1:3]]
+    dx = jax.lax.conv_general_dilated(
+        g,
+        jnp.flip(kernel, (0, 1)).swapaxes(2, 3),
+        (1, 1),
+        [(1, 1 + r) for r in rest],
+        lhs_dilation=(stride, stride),
+        dimension_numbers=LAYOUT,
+    )
+    dk = jax.lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        g.transpose(1, 2, 0, 3),
+        (1, 1),
+        [(1, 1 - r) for r in rest],
+        rhs_dilation=(stride, stride),
+        dimension_numbers=LAYOUT,
+    )
+    return dx, dk.transpose(1, 2, 0, 3)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+# --- resampling -------------------------------------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def upsample(x: Array) -> Array:
+    """Nearest-neighbour upsampling by 2: [B, H, W, C] -> [B, 2 H, 2 W, C]."""
+    return _spread(x)
+
+
+@jax.custom_vjp
+def downsample(x: Array) -> Array:
+    """Mean over 2x2 squares: [B, H, W, C] -> [B, H / 2, W / 2, C]."""
+    return 0.25 * _gather(x)
+
+
+@piece
+def _spread(x: Array) -> Array:
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+@piece
+def _gather(x: Array) -> Array:
+    """Sums of 2x2 squares, written as three additions: a reduction over so short axes runs many times slower."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return (x[:, :, 0, :, 0] + x[:, :, 0, :, 1]) + (x[:, :, 1, :, 0] + x[:, :, 1, :, 1])
+
+
+upsample.defvjp(lambda x: (upsample(x), None), lambda _, g: (_gather(g),))
+downsample.defvjp(lambda x: (downsample(x), None), lambda _, g: (0.25 * _spread(g),))
+
+
+# --- normalisation ----------------------------------------------------------------------------------------------------
+
+Coefficients = Callable[..., tuple[Array, Array]]
+"""(mean [B, C], mean of squares [B, C], *parameters) -> slope, offset [B, C]."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def normalise(coefficients: Coefficients, silu: bool, x: Array, *parameters: Array) -> tuple[Array, Array]:
+    """x slope + offset, through SiLU if asked, where slope and offset follow from the means of x and x^2 over the picture.
+
+    Args:
+        coefficients: the small part of the computation, differentiated by JAX.
+        silu: whether y sigmoid(y) is returned instead of y.
+        x: [B, H, W, C].
+        parameters: further arguments of `coefficients`.
+
+    Returns:
+        The result in the type of x, and x itself. A residual branch that goes on from this x has its gradient added in the
+        pass over x that is made anyway.
+    """
+    return _normalise_forward(coefficients, silu, x, *parameters)[0]
+
+
+def _line(x: Array, slope: Array, offset: Array) -> Array:
+    return x.astype(jnp.float32) * slope[:, None, None] + offset[:, None, None]
+
+
+_apply = {
+    False: piece(lambda x, slope, offset: _line(x, slope, offset).astype(x.dtype)),
+    True: piece(lambda x, slope, offset: ((y := _line(x, slope, offset)) * jax.lax.logistic(y)).astype(x.dtype)),
+}
+_means = piece(lambda x: ((v := x.astype(jnp.float32)).mean((1, 2)), (v * v).mean((1, 2))))
+_sums = piece(lambda g, x: ((v := g.astype(jnp.float32)).sum((1, 2)), (v * x).sum((1, 2))))
+
+
+@piece
+def _before_silu(x: Array, slope: Array, offset: Array, g: Array) -> Array:
+    y = _line(x, slope, offset)
+    s = jax.lax.logistic(y)
+    return (g * (s * (1 + y * (1 - s)))).astype(x.dtype)
+
+
+@piece
+def _join(g: Array, x: Array, slope: Array, constant: Array, linear: Array, through: Array) -> Array:
+    return (_line(g, slope, constant) + linear[:, None, None] * x + through).astype(x.dtype)
+
+
+def _normalise_forward(coefficients: Coefficients, silu: bool, x: Array, *parameters: Array) -> Any:
+    means = _means(x)
+    return (_apply[silu](x, *coefficients(*means, *parameters)), x), (x, means, parameters)
+
+
+def _normalise_backward(coefficients: Coefficients, silu: bool, saved: Any, gradients: tuple[Array, Array]) -> Any:
+    x, means, parameters = saved
+    g, through = gradients
+    (slope, offset), pull_back = jax.vjp(coefficients, *means, *parameters)
+    if silu:
+        g = _before_silu(x, slope, offset, g)
+    d_offset, d_slope = _sums(g, x)
+    d_mean, d_square, *d_parameters = pull_back((d_slope, d_offset))
+    pixels = x.shape[1] * x.shape[2]
+    return _join(g, x, slope, d_mean / pixels, 2 * d_square / pixels, through), *d_parameters
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
