@@ -118,7 +118,7 @@ class Selection:
 
 def along(settings: Settings, factor: str) -> list[Settings]:
     """The settings with each value of one constant."""
-    return [settings._replace(**{factor: value}) for value in GRID[factor]]
+    return [Settings(**{**settings._asdict(), factor: value}) for value in GRID[factor]]
 
 
 def markdown(selection: Selection, chosen: Settings) -> str:
