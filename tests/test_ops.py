@@ -52,7 +52,7 @@ def test_convolution(height: int, width: int, stride: int) -> None:
 
 @pytest.mark.parametrize("silu", [False, True])
 def test_group_norm_with_bias_and_modulation(silu: bool) -> None:
-    layer, channels = GroupNorm(groups=4, silu=silu), 8
+    layer, channels = GroupNorm(groups=4, silu=silu, residual=silu), 8
 
     def ours(
         x: jax.Array, gamma: jax.Array, beta: jax.Array, scale: jax.Array, shift: jax.Array, bias: jax.Array
@@ -66,7 +66,7 @@ def test_group_norm_with_bias_and_modulation(silu: bool) -> None:
         centred = groups - groups.mean((1, 2, 4), keepdims=True)
         normal = (centred * jax.lax.rsqrt((centred**2).mean((1, 2, 4), keepdims=True) + 1e-5)).reshape(x.shape)
         y = (normal * gamma + beta) * (1 + scale[:, None, None]) + shift[:, None, None]
-        return nn.silu(y) if silu else y, x
+        return (nn.silu(y), x) if silu else (y, None)
 
     shapes = ((3, 5, 6, channels), (channels,), (channels,), (3, channels), (3, channels), (channels,))
     agree(ours, stock, *values(*shapes))

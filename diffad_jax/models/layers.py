@@ -1,6 +1,7 @@
 """Layers shared by the backbones."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -69,6 +70,7 @@ class GroupNorm(nn.Module):
 
     groups: int = 32
     silu: bool = True
+    residual: bool = False
 
     @nn.compact
     def __call__(
@@ -77,15 +79,15 @@ class GroupNorm(nn.Module):
         scale: jax.Array | float = 0.0,
         shift: jax.Array | float = 0.0,
         bias: jax.Array | float = 0.0,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Normalise x + bias, then apply SiLU if `silu` is set.
+    ) -> tuple[jax.Array, Any]:
+        """Normalise x + bias, then apply SiLU where `silu` is set.
 
         Args:
             x: [B, H, W, C].
             scale, shift, bias: [B, C], [C] or a number.
 
         Returns:
-            The result and x, the latter for a residual branch (see `ops.normalise`).
+            The result, and where `residual` is set x, for the branch that goes past this layer (see `ops.normalise`).
         """
         channels = x.shape[-1]
         gamma = self.param("scale", nn.initializers.ones, (channels,))
@@ -106,4 +108,4 @@ class GroupNorm(nn.Module):
             return slope, beta * (1.0 + scale) + shift + slope * (bias - mean)
 
         parameters = (jnp.asarray(p, jnp.float32) for p in (gamma, beta, scale, shift, bias))
-        return normalise(coefficients, self.silu, x, *parameters)
+        return normalise(coefficients, self.silu, self.residual, x, *parameters)

@@ -120,21 +120,24 @@ Coefficients = Callable[..., tuple[Array, Array]]
 """(mean [B, C], mean of squares [B, C], *parameters) -> slope, offset [B, C]."""
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def normalise(coefficients: Coefficients, silu: bool, x: Array, *parameters: Array) -> tuple[Array, Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def normalise(
+    coefficients: Coefficients, silu: bool, residual: bool, x: Array, *parameters: Array
+) -> tuple[Array, Array | None]:
     """x slope + offset, through SiLU if asked, where slope and offset follow from the means of x and x^2 over the picture.
 
     Args:
         coefficients: the small part of the computation, differentiated by JAX.
         silu: whether y sigmoid(y) is returned instead of y.
+        residual: whether x is returned too.
         x: [B, H, W, C].
         parameters: further arguments of `coefficients`.
 
     Returns:
-        The result in the type of x, and x itself. A residual branch that goes on from this x has its gradient added in the
-        pass over x that is made anyway.
+        The result in the type of x, and x itself or None. A residual branch that goes on from this x has its gradient added
+        in a pass over x that is made anyway.
     """
-    return _normalise_forward(coefficients, silu, x, *parameters)[0]
+    return _normalise_forward(coefficients, silu, residual, x, *parameters)[0]
 
 
 def _line(x: Array, slope: Array, offset: Array) -> Array:
@@ -157,25 +160,26 @@ def _before_silu(x: Array, slope: Array, offset: Array, g: Array) -> Array:
 
 
 @piece
-def _join(g: Array, x: Array, slope: Array, constant: Array, linear: Array, through: Array) -> Array:
-    return (_line(g, slope, constant) + linear[:, None, None] * x + through).astype(x.dtype)
+def _join(g: Array, x: Array, slope: Array, constant: Array, linear: Array, *through: Array) -> Array:
+    return (_line(g, slope, constant) + linear[:, None, None] * x + sum(through)).astype(x.dtype)
 
 
-def _normalise_forward(coefficients: Coefficients, silu: bool, x: Array, *parameters: Array) -> Any:
+def _normalise_forward(coefficients: Coefficients, silu: bool, residual: bool, x: Array, *parameters: Array) -> Any:
     means = _means(x)
-    return (_apply[silu](x, *coefficients(*means, *parameters)), x), (x, means, parameters)
+    y = _apply[silu](x, *coefficients(*means, *parameters))
+    return (y, x if residual else None), (x, means, parameters)
 
 
-def _normalise_backward(coefficients: Coefficients, silu: bool, saved: Any, gradients: tuple[Array, Array]) -> Any:
+def _normalise_backward(coefficients: Coefficients, silu: bool, residual: bool, saved: Any, gradients: Any) -> Any:
     x, means, parameters = saved
-    g, through = gradients
+    g, *through = gradients if residual else gradients[:1]
     (slope, offset), pull_back = jax.vjp(coefficients, *means, *parameters)
     if silu:
         g = _before_silu(x, slope, offset, g)
     d_offset, d_slope = _sums(g, x)
     d_mean, d_square, *d_parameters = pull_back((d_slope, d_offset))
     pixels = x.shape[1] * x.shape[2]
-    return _join(g, x, slope, d_mean / pixels, 2 * d_square / pixels, through), *d_parameters
+    return _join(g, x, slope, d_mean / pixels, 2 * d_square / pixels, *through), *d_parameters
 
 
 normalise.defvjp(_normalise_forward, _normalise_backward)

@@ -29,7 +29,7 @@ class ResBlock(nn.Module):
         """Map x [B, H, W, C] and the activated time embedding [B, E] to [B, H', W', features]."""
         changes: dict[str, Callable[[jax.Array], jax.Array]] = {"none": lambda h: h, "down": downsample, "up": upsample}
         resample = changes[self.resample]
-        h, x = GroupNorm(self.norm_groups, name="in_norm")(x)
+        h, x = GroupNorm(self.norm_groups, residual=True, name="in_norm")(x)
         h, bias = Conv3x3(self.features, dtype=self.dtype, name="in_conv")(resample(h))
         x = resample(x)
 
@@ -64,7 +64,7 @@ class AttentionBlock(nn.Module):
             raise InputError(
                 f"num_heads={self.num_heads}, head_channels={self.head_channels}: {channels} channels do not divide"
             )
-        h, x = GroupNorm(self.norm_groups, silu=False, name="norm")(x)
+        h, x = GroupNorm(self.norm_groups, silu=False, residual=True, name="norm")(x)
         qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         # Published weights hold q, k, v one after the other within each head.
         q, k, v = jnp.split(qkv.reshape(batch, height * width, heads, -1), 3, axis=-1)
