@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 # JAX 0.10 has YNNPACK compute convolutions and matrix products. Without it Eigen does: kernel gradients of convolutions run
-# two to four times as fast, other convolutions half as fast again, products by a quarter (docs/performance.md). Sums stay.
+# two to four times as fast, other convolutions half as fast again, products by a quarter, in interleaved
+# micro-benchmarks on 2 cores. Sums stay.
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
