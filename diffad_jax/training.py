@@ -108,7 +108,6 @@ def make_dispatch(
     """Compiles `steps` train steps as one dispatch; batch leaves are [steps, B, ...], metrics the mean over the steps.
 
     compile: for many devices, `sharding.Parallel.compile`. The dispatch reuses the memory of the state that it is given.
-    steps = 1 runs outside any loop: on CPU, XLA computes a convolution's weight gradient inside a loop many times slower.
     """
 
     def dispatch(state: TrainState, batches: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:

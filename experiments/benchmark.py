@@ -1,12 +1,20 @@
-"""Measures the training step and the scoring of a config, and the matrix-product rate of the device in the same run.
+"""Measures the training step and the scoring of configs, beside the device's matrix products and the same network in PyTorch.
 
-python -m experiments.benchmark [--config configs/digits.py] [--shape 8,8,1] [--out benchmark.json]
+python -m experiments.benchmark --suite cpu [--out benchmark.json]
+python -m experiments.benchmark --config configs/digits.py --shape 8,8,1 [--profile DIR]
 
-FLOPs are XLA's count for the compiled program; "of peak" is their rate over that of a 2048 x 2048 x 2048 product.
+All figures of a line come from one process, which takes its measurements in turn, so that other work on the machine slows
+all of them. FLOPs of a training step are those of the products and convolutions of the forward pass, times three. "of peak"
+is their rate over that of a product at the model's shapes. The PyTorch column appears where PyTorch is installed
+(`pip install .[benchmark]`); its loop is `experiments.torch_twins.trainer`. "first step" is the time from the start of a
+process with a warm compilation cache to the end of its first training step. A profile opens in Perfetto or XProf.
 """
 
+import importlib.util
 import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,81 +24,175 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from ml_collections import ConfigDict
 
-from diffad_jax import runs
+from configs import benchmark as networks
+from diffad_jax import compiler, runs
+from diffad_jax.assembly import MODELS
+from diffad_jax.build import build
+from diffad_jax.errors import InputError
 from diffad_jax.evaluation import make_levels
-from diffad_jax.sharding import data_mesh, replicate, split
+from diffad_jax.models import DiT, UNet
+from diffad_jax.models.dit import SIZES
 from diffad_jax.training import Batch, make_dispatch
 from experiments import cli
 
 CONFIG = cli.config_flag("configs/digits.py")
 SHAPE = flags.DEFINE_list("shape", ["8", "8", "1"], "Shape of one datum: H,W,C for pictures or D for vectors.")
+SUITE = flags.DEFINE_enum(
+    "suite", None, ["cpu"], "Measures the networks of configs/benchmark.py instead of one config."
+)
 OUT = flags.DEFINE_string("out", None, "File for the figures as JSON.")
-REPEATS = 5
+PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of three training steps of each config.")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each figure; the median is told.", lower_bound=1)
+FIRST_STEP = flags.DEFINE_string("first_step", None, "Ends after one step of this network of the suite.")
 
 
-def seconds(function: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """The median time of a call, after one that warms up."""
-    jax.block_until_ready(function())
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        jax.block_until_ready(function())
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))
+def in_turn(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """The median seconds of each function, called in turn, after one round that warms up."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            jax.block_until_ready(function())
+            times[name].append(time.perf_counter() - started)
+    return {name: float(np.median(found[1:])) for name, found in times.items()}
 
 
-def main(_: list[str]) -> None:
-    config, shape = CONFIG.value, tuple(map(int, SHAPE.value))
-    side = 2048
-    matrix = jnp.ones((side, side))
-    peak = 2 * side**3 / seconds(lambda: matmul(matrix))
+def flops(jaxpr: Jaxpr) -> int:
+    """Floating-point operations of the matrix products and convolutions of a program, loops multiplied out."""
+    total = 0
+    for equation in jaxpr.eqns:
+        # Every operand of the two has a shape; JAX's types do not say so.
+        shapes = [getattr(variable.aval, "shape", ()) for variable in (*equation.invars, *equation.outvars)]
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            total += 2 * math.prod(shapes[-1]) * math.prod(shapes[0][d] for d in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            outputs = shapes[1][equation.params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * math.prod(shapes[-1]) * math.prod(shapes[1]) // outputs
+        elif equation.primitive.name == "cond":
+            total += max(flops(branch.jaxpr) for branch in equation.params["branches"])
+        else:
+            inner = [p.jaxpr if isinstance(p, ClosedJaxpr) else p for p in equation.params.values()]
+            total += equation.params.get("length", 1) * sum(flops(p) for p in inner if isinstance(p, Jaxpr))
+    return total
 
+
+def product_shape(model: Any, shape: tuple[int, ...], batch_size: int) -> tuple[int, int, int]:
+    """Rows, inner and outer length of the largest kind of product of a network."""
+    if isinstance(model, DiT):
+        width = model.width or SIZES[model.size][0]
+        return batch_size * math.prod(shape[:2]) // model.patch_size**2, width, 4 * width
+    if isinstance(model, UNet):
+        channels = model.channels * max(model.channel_multipliers)
+        return batch_size * math.prod(shape[:2]) // 4, 9 * channels, channels
+    return batch_size, model.width, model.width
+
+
+def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The figures of one config for data of one shape."""
     system, state, step, training = runs.start(config, shape)
-    mesh = data_mesh(training.batch_size)
-    count = training.steps_per_dispatch
-    rows = np.zeros((count, training.batch_size, *shape), np.float32)
-    batch = split(Batch(rows, np.tile(np.arange(training.batch_size), (count, 1))), mesh, axis=1)  # type: ignore[arg-type]
-    params = jax.tree.map(np.asarray, state.params)
-    state, key = replicate((state, jax.random.key(0)), mesh)
-    started = time.perf_counter()
-    dispatch = make_dispatch(step, count)
-    # One device's share of the program, times the devices.
-    cost: Any = dispatch.lower(state, batch, key).compile().cost_analysis()
-    flops = cost["flops"] * mesh.size / count
-    compile_seconds = time.perf_counter() - started
+    batch_size, count = training.batch_size, training.steps_per_dispatch
+    parallel = runs.parallel_of(config, training)
+    params = state.params
+    state, key = parallel.put_state((state, jax.random.key(0)))
+    dispatch = make_dispatch(step, count, parallel.compile)
+    data = np.random.default_rng(0).normal(size=(8 * batch_size, *shape)).astype(np.float32)
+    place = np.tile(np.arange(batch_size), (count, 1))
 
     def train() -> Any:
         nonlocal state
-        state, metrics = dispatch(state, batch, key)
+        rows = np.random.default_rng().integers(len(data), size=(count, batch_size))
+        state, metrics = dispatch(state, parallel.put_batches(Batch(data[rows], place)), key)  # type: ignore[arg-type]
         return metrics
 
-    train_seconds = seconds(train) / count
+    started = time.perf_counter()
+    jax.block_until_ready(train())
+    compile_seconds = time.perf_counter() - started
+    if FIRST_STEP.value:
+        return {}
+
+    model = build("model", MODELS, config.model, learned_variance=config.denoiser.get("learned_variance", False))
+    x, t = jnp.zeros((batch_size, *shape)), jnp.ones(batch_size)
+    step_flops = 3 * flops(jax.make_jaxpr(model.apply)(params, x, t).jaxpr)
+    rows, inner, outer = product_shape(model, shape, batch_size)
+    left, right, matmul = jnp.ones((rows, inner)), jnp.ones((inner, outer)), compiler.jit(jnp.matmul)
     scoring = runs.scoring_of(config)
     score = make_levels(system, params, 0, scoring.batch_size)
-    score_seconds = seconds(lambda: score(np.zeros((scoring.batch_size, *shape), np.float32)))
+    unscored = np.zeros((scoring.batch_size, *shape), np.float32)
+    functions: dict[str, Callable[[], Any]] = {
+        "train": train,
+        "matmul": lambda: [matmul(left, right) for _ in range(10)],
+        "score": lambda: score(unscored),
+    }
+    parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(params))
+    if torch := importlib.util.find_spec("torch") is not None and SUITE.value is not None:
+        from experiments import torch_twins
+
+        twin = torch_twins.twin(model, shape)
+        assert sum(p.numel() for p in twin.parameters()) == parameters
+        torch_step = torch_twins.trainer(twin, data, batch_size)
+        functions["torch"] = lambda: [torch_step().item() for _ in range(count)]
+    seconds = in_turn(functions, ROUNDS.value)
+    if PROFILE.value:
+        with jax.profiler.trace(str(Path(PROFILE.value) / config.model.name.lower())):
+            jax.block_until_ready([train() for _ in range(3)])
+
+    rate, peak = step_flops * count / seconds["train"], 20 * rows * inner * outer / seconds["matmul"]
     figures = {
         "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
         "model": config.model.name,
-        "parameters": sum(math.prod(p.shape) for p in jax.tree.leaves(params)),
-        "matmul_gflops": peak / 1e9,
+        "parameters": parameters,
+        "batch_size": batch_size,
         "compile_seconds": compile_seconds,
-        "train_steps_per_second": 1 / train_seconds,
-        "train_examples_per_second": training.batch_size / train_seconds,
-        "train_gflops": flops / train_seconds / 1e9,
-        "train_of_peak": flops / train_seconds / peak,
-        "score_examples_per_second": scoring.batch_size / score_seconds,
+        "matmul_shape": f"{rows} x {inner} x {outer}",
+        "matmul_gflops": peak / 1e9,
+        "train_gflops": rate / 1e9,
+        "train_of_peak": rate / peak,
+        "train_steps_per_second": count / seconds["train"],
+        "train_examples_per_second": batch_size * count / seconds["train"],
+        "score_examples_per_second": scoring.batch_size / seconds["score"],
         "network_evaluations_per_datum": system.score.evaluations,
     }
+    if torch:
+        figures["torch_steps_per_second"] = count / seconds["torch"]
+        figures["times_torch"] = seconds["torch"] / seconds["train"]
+    return figures
+
+
+def first_step(name: str) -> float:
+    """Seconds of a new process up to the end of its first step, with every program in the cache."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "experiments.benchmark", f"--first_step={name}"], check=True)
+    return time.perf_counter() - started
+
+
+def show(figures: dict[str, Any]) -> None:
     for name, value in figures.items():
         print(f"{name:32} {value:,.3f}" if isinstance(value, float) else f"{name:32} {value}")
+    print(flush=True)
+
+
+def main(_: list[str]) -> None:
+    if (name := FIRST_STEP.value) is not None:
+        if name not in networks.MODELS:
+            raise InputError(f"--first_step: found {name!r}, allowed are {', '.join(networks.MODELS)}")
+        measure(networks.get_config(name), networks.SHAPES[name])
+        return
+    if SUITE.value:
+        found = {}
+        for name in networks.MODELS:
+            found[name] = measure(networks.get_config(name), networks.SHAPES[name])
+            found[name]["first_step_seconds"] = first_step(name)
+            show(found[name])
+        result: dict[str, Any] = found
+    else:
+        result = measure(CONFIG.value, tuple(map(int, SHAPE.value)))
+        show(result)
     if OUT.value:
-        Path(OUT.value).write_text(json.dumps(figures, indent=2) + "\n")
-
-
-@jax.jit
-def matmul(x: jax.Array) -> jax.Array:
-    return x @ x
+        Path(OUT.value).write_text(json.dumps({"command": sys.argv, **result}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -171,9 +171,9 @@ def remedies(config: ConfigDict, chips: int) -> Iterator[tuple[str, ConfigDict]]
     changed = config.copy_and_resolve_references()
     changed.unlock()
     names = []
-    if changed.model.get("remat") is False:
-        changed.model.remat = True
-        names.append("--config.model.remat=True")
+    if changed.model.get("remat") == "none":
+        changed.model.remat = "blocks"
+        names.append("--config.model.remat=blocks")
         yield " ".join(names), changed
     fsdp = config.get("mesh", {}).get("fsdp", 1)
     for wanted in (8, chips):
@@ -201,7 +201,7 @@ def main(_: list[str]) -> None:
     batch_size = config.training.batch_size
     print(
         f"{config.model.name} {config.model.get('size', '')} on {shape}, {batch_size} rows a step, {len(devices)} chips "
-        f"{TOPOLOGY.value}, fsdp {fsdp}, remat {config.model.get('remat', False)}; all figures per chip and step"
+        f"{TOPOLOGY.value}, fsdp {fsdp}, remat {config.model.get('remat', 'none')}; all figures per chip and step"
     )
     try:
         print("\n".join(report(compile_step(config, shape, devices), chip, len(devices), batch_size)))

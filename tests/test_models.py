@@ -158,15 +158,18 @@ def test_dropout_acts_only_in_training() -> None:
     assert np.abs(first - compiled(model.apply)(params, x_t, t)).max() > 1e-3
 
 
-def test_remat_changes_memory_not_numbers() -> None:
-    model, shape = CASES["dit"]
+@pytest.mark.parametrize(("case", "remat"), [("dit", "blocks"), ("dit", "dots"), ("unet", "blocks")])
+def test_remat_changes_memory_not_numbers(case: str, remat: str) -> None:
+    model, shape = CASES[case]
     x_t, t, params = jnp.ones(shape), jnp.full(shape[0], 0.5), random_params(model, *shape)
 
     def gradient(m: Any) -> Any:
         return compiled(jax.grad(lambda p: (m.apply({"params": p}, x_t, t) ** 2).sum()))(params)
 
-    for plain, remat in zip(*map(jax.tree.leaves, (gradient(model), gradient(model.copy(remat=True)))), strict=True):
-        np.testing.assert_allclose(plain, remat, rtol=1e-4, atol=1e-4)
+    changed = model.copy(remat=remat)
+    assert "remat" in str(jax.make_jaxpr(changed.apply)({"params": params}, x_t, t))
+    for plain, again in zip(*map(jax.tree.leaves, (gradient(model), gradient(changed))), strict=True):
+        np.testing.assert_allclose(plain, again, rtol=1e-4, atol=1e-4)
 
 
 def test_dit_program_does_not_grow_with_depth() -> None:
@@ -197,6 +200,7 @@ def test_unet_takes_common_picture_sizes(size: int) -> None:
         (DiT("M"), (1, 8, 8, 1), "size: found 'M', allowed are S, B, L, XL"),
         (DiT(patch_size=3), (1, 8, 8, 1), "multiples of patch_size=3"),
         (DiT(width=30, num_heads=2), (1, 8, 8, 1), "width: found 30"),
+        (DiT(remat="all"), (1, 8, 8, 1), "remat: found 'all', allowed are none, blocks, dots"),
         (MLP(), (1, 8, 8, 1), "x_t: found shape"),
     ],
 )

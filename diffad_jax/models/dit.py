@@ -7,7 +7,7 @@ import numpy as np
 
 from diffad_jax.errors import InputError
 from diffad_jax.models.attention import attention
-from diffad_jax.models.layers import timestep_embedding
+from diffad_jax.models.layers import rematerialised, timestep_embedding
 
 SIZES = {  # width, depth, num_heads: table 1 of the paper
     "S": (384, 12, 6),
@@ -78,7 +78,7 @@ class DiT(nn.Module):
         patch_size: side of a patch in pixels, or features of a vector that make one token.
         width, depth, num_heads: features a token, number of blocks, attention heads.
         learned_variance: double the output channels: the prediction, then the variance logits.
-        remat: recompute the blocks in the backward pass, which saves memory and costs time.
+        remat: "none", "blocks" or "dots": what the backward pass computes again instead of keeping, see `rematerialised`.
         dtype: compute type; parameters, normalisations and softmax stay in float32.
 
     Source: Peebles & Xie 2023, section 3.2 and table 1 (adaLN-Zero).
@@ -90,7 +90,7 @@ class DiT(nn.Module):
     depth: int | None = None
     num_heads: int | None = None
     learned_variance: bool = False
-    remat: bool = False
+    remat: str = "none"
     dtype: str = "float32"
 
     @nn.compact
@@ -121,7 +121,7 @@ class DiT(nn.Module):
         time = nn.silu(nn.Dense(width, kernel_init=normal, dtype=self.dtype, name="time_2")(time))
 
         stack = nn.scan(
-            nn.remat(Block, prevent_cse=False) if self.remat else Block,
+            rematerialised(Block, self.remat, prevent_cse=False),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffad_jax.errors import InputError
 from diffad_jax.models.ops import convolve, normalise
 
 
@@ -26,6 +27,28 @@ def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = (1000.0 * t.astype(jnp.float32) - 1.0)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+REMAT = ("none", "blocks", "dots")
+
+
+def rematerialised(block: type[nn.Module], remat: str, **arguments: Any) -> Any:
+    """A block that the backward pass computes again: not at all ("none"), whole ("blocks"), or but for products ("dots").
+
+    Args:
+        block: class of the module.
+        remat: see above; "dots" keeps the results of products with weights, which cost most time.
+        arguments: of `flax.linen.remat`.
+
+    Raises:
+        InputError: there is no such way.
+    """
+    if remat not in REMAT:
+        raise InputError(f"remat: found {remat!r}, allowed are {', '.join(REMAT)}")
+    if remat == "none":
+        return block
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return nn.remat(block, policy=policy, **arguments)
 
 
 class Conv3x3(nn.Module):

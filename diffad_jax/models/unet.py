@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffad_jax.errors import InputError
 from diffad_jax.models.attention import attention
-from diffad_jax.models.layers import Conv3x3, GroupNorm, fold, timestep_embedding, unfold
+from diffad_jax.models.layers import Conv3x3, GroupNorm, fold, rematerialised, timestep_embedding, unfold
 from diffad_jax.models.ops import downsample, upsample
 
 
@@ -92,6 +92,7 @@ class UNet(nn.Module):
         dropout: rate in [0, 1), active when train is True (needs a "dropout" key).
         norm_groups: groups of every GroupNorm. With one channel a group, the norm takes each channel's mean away; small
             networks want fewer groups than the published 32.
+        remat: "none", "blocks" or "dots": what the backward pass computes again instead of keeping, see `rematerialised`.
         learned_variance: double the output channels: the prediction, then the variance logits.
         dtype: compute type; parameters, normalisations and softmax stay in float32.
 
@@ -109,6 +110,7 @@ class UNet(nn.Module):
     resample: Literal["block", "conv"] = "block"
     dropout: float = 0.0
     norm_groups: int = 32
+    remat: str = "none"
     learned_variance: bool = False
     dtype: str = "float32"
 
@@ -127,9 +129,15 @@ class UNet(nn.Module):
             raise InputError(f'resample: found {self.resample!r}, allowed are "block" and "conv"')
 
         residual = partial(
-            ResBlock, scale_shift=self.scale_shift, dropout=self.dropout, norm_groups=self.norm_groups, dtype=self.dtype
+            rematerialised(ResBlock, self.remat, static_argnums=(3,)),
+            scale_shift=self.scale_shift,
+            dropout=self.dropout,
+            norm_groups=self.norm_groups,
+            dtype=self.dtype,
         )
-        self_attention = partial(AttentionBlock, self.num_heads, self.head_channels, self.norm_groups, self.dtype)
+        self_attention = partial(
+            rematerialised(AttentionBlock, self.remat), self.num_heads, self.head_channels, self.norm_groups, self.dtype
+        )
         by_block = self.resample == "block"
 
         def conv(h: jax.Array, features: int, *, stride: int = 1, zero: bool = False, name: str) -> jax.Array:

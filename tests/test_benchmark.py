@@ -1,0 +1,73 @@
+"""The benchmark's counts by hand, its figures on a tiny config, and the PyTorch twins, where PyTorch is installed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+
+from diffad_jax.models import MLP, DiT, UNet
+from diffad_jax.models.published import dit_params, unet_params
+from experiments import benchmark
+from tests import tiny
+
+TWINS = {
+    "unet": UNet(16, (1, 2), num_blocks=2, attention_factors=(2,), num_heads=2, norm_groups=8),
+    "unet_conv": UNet(16, (1, 2), attention_factors=(2,), head_channels=8, scale_shift=False, resample="conv"),
+    "dit": DiT(patch_size=2, width=32, depth=2, num_heads=2),
+}
+
+
+def test_flops_are_those_counted_by_hand() -> None:
+    def program(x: jax.Array, kernel: jax.Array, matrix: jax.Array) -> jax.Array:
+        x = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ matrix), None), x, None, length=4)[0]
+
+    jaxpr = jax.make_jaxpr(program)(jnp.ones((2, 8, 6, 3)), jnp.ones((3, 3, 3, 5)), jnp.ones((5, 5))).jaxpr
+    pixels = 2 * 4 * 3
+    assert benchmark.flops(jaxpr) == 2 * pixels * 9 * 3 * 5 + 4 * 2 * pixels * 5 * 5
+
+
+def test_figures_of_a_tiny_config() -> None:
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["benchmark", "--rounds=1"])
+    figures = benchmark.measure(tiny.get_config(), (8, 8, 1))
+    assert figures["parameters"] > 1000
+    assert figures["train_examples_per_second"] == pytest.approx(16 * figures["train_steps_per_second"])
+    assert figures["train_of_peak"] == pytest.approx(figures["train_gflops"] / figures["matmul_gflops"])
+    assert figures["train_of_peak"] > 0
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_twins_compute_the_same(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    from experiments.torch_twins import twin
+
+    model: Any = TWINS[name]
+    network = twin(model, (8, 8, 3))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    weights = {key: value.detach().numpy() for key, value in network.state_dict().items()}
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    t = np.array([0.3, 0.9], np.float32)
+    template = jax.eval_shape(model.init, jax.random.key(0), x, t)["params"]
+    if isinstance(model, UNet):
+        params = unet_params(weights, template)
+    else:
+        positions, no_label = network.positions.numpy()[None], np.zeros((1, 32), np.float32)
+        weights |= {"pos_embed": positions, "y_embedder.embedding_table.weight": no_label}
+        params = dit_params(weights, template)
+    found = network(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(t)).detach().permute(0, 2, 3, 1)
+    wanted = model.apply({"params": params}, x, t)
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_the_mlp_twin_has_as_many_parameters() -> None:
+    pytest.importorskip("torch")
+    from experiments.torch_twins import twin
+
+    model: Any = MLP(width=32, depth=2)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 10)), jnp.zeros(2))
+    assert sum(p.numel() for p in twin(model, (10,)).parameters()) == sum(x.size for x in jax.tree.leaves(shapes))
