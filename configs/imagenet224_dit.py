@@ -28,7 +28,7 @@ def get_config(network: str = "B/16") -> ConfigDict:
         "size": size,
         "patch_size": int(patch_size),
         "dtype": "bfloat16",
-        "remat": "blocks" if size in ("L", "XL") else "none",
+        "remat": "blocks" if size in ("L", "XL") else "dots",
     }
     config.optimizer = {"learning_rate": 2e-4}
     config.training = {"num_steps": 100_000, "batch_size": 256, "checkpoint_every": 5000}

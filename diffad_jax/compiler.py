@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 
-# JAX 0.10 has YNNPACK compute convolutions and matrix products. Without it Eigen does: kernel gradients of convolutions run
-# two to four times as fast, other convolutions half as fast again, products by a quarter, in interleaved
-# micro-benchmarks on 2 cores. Sums stay.
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+# JAX 0.10 has YNNPACK compute products, sums and convolutions. Convolutions go back to Eigen: there kernel gradients run two to
+# four times as fast and other convolutions half as fast again (docs/performance.md).
+CPU_OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
+    "LIBRARY_FUSION_TYPE_REDUCE"
+}
 
 
 def jit(function: Callable[..., Any], platform: str | None = None, **arguments: Any) -> jax.stages.Wrapped:

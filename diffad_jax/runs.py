@@ -88,7 +88,7 @@ def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable
         # The default generator takes three times as long to compile for a network's many small draws. In the host's
         # memory, since no device need have room for the whole state.
         key = jax.random.key(config.seed, impl="rbg")
-        return cast(TrainState, jax.device_get(init_state(jax.jit(system.init)(key), optimizer)))
+        return cast(TrainState, jax.device_get(jax.jit(lambda key: init_state(system.init(key), optimizer))(key)))
 
     mean = {"mean_over_devices": mean_over_devices} if config.get("parallel") == "pmap" else {}
     step = make_train_step(system.loss, optimizer, training.batch_size, training.ema_decay, training.accumulate, **mean)

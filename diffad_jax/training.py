@@ -44,7 +44,17 @@ def make_optimizer(
     """AdamW under a linear warm-up over the fraction `warmup` of num_steps, then a cosine to 0; gradients clipped by norm."""
     warmup_steps = max(1, round(warmup * num_steps))
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, max(num_steps, warmup_steps + 1))
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(schedule, b2=b2, weight_decay=weight_decay))
+    return optax.chain(_clip(clip_norm), optax.adamw(schedule, b2=b2, weight_decay=weight_decay))
+
+
+def _clip(norm: float) -> optax.GradientTransformation:
+    """Gradients g min(1, norm / |g|). Optax divides every gradient and so writes all of them once more; a factor costs nothing."""
+
+    def scaled(grads: Params, _: Params) -> Params:
+        factor = jnp.minimum(1.0, norm / optax.global_norm(grads))
+        return jax.tree.map(lambda g: factor * g, grads)
+
+    return optax.stateless(scaled)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

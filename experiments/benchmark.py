@@ -15,6 +15,7 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +34,10 @@ from diffad_jax.assembly import MODELS
 from diffad_jax.build import build
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import make_levels
-from diffad_jax.models import DiT, UNet
+from diffad_jax.loop import TrainStep, fit
+from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.models.dit import SIZES
-from diffad_jax.training import Batch, make_dispatch
+from diffad_jax.training import Batch, TrainState, make_dispatch
 from experiments import cli
 
 CONFIG = cli.config_flag("configs/digits.py")
@@ -45,19 +47,24 @@ SUITE = flags.DEFINE_enum(
 )
 OUT = flags.DEFINE_string("out", None, "File for the figures as JSON.")
 PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of three training steps of each config.")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each figure; the median is told.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each figure; the median is told.", lower_bound=1)
 FIRST_STEP = flags.DEFINE_string("first_step", None, "Ends after one step of this network of the suite.")
 
 
 def in_turn(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The median seconds of each function, called in turn, after one round that warms up."""
+    """The median seconds of each function, called in turn.
+
+    Each is called twice and its second call counts: the first also pays for the memory that another function gave back to the
+    kernel.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 1):
+    for _ in range(rounds):
         for name, function in functions.items():
+            jax.block_until_ready(function())
             started = time.perf_counter()
             jax.block_until_ready(function())
             times[name].append(time.perf_counter() - started)
-    return {name: float(np.median(found[1:])) for name, found in times.items()}
+    return {name: float(np.median(found)) for name, found in times.items()}
 
 
 def flops(jaxpr: Jaxpr) -> int:
@@ -119,12 +126,17 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
     step_flops = 3 * flops(jax.make_jaxpr(model.apply)(params, x, t).jaxpr)
     rows, inner, outer = product_shape(model, shape, batch_size)
     left, right, matmul = jnp.ones((rows, inner)), jnp.ones((inner, outer)), compiler.jit(jnp.matmul)
+
+    def products() -> None:
+        for _ in range(10):
+            matmul(left, right).block_until_ready()
+
     scoring = runs.scoring_of(config)
     score = make_levels(system, params, 0, scoring.batch_size)
     unscored = np.zeros((scoring.batch_size, *shape), np.float32)
     functions: dict[str, Callable[[], Any]] = {
         "train": train,
-        "matmul": lambda: [matmul(left, right) for _ in range(10)],
+        "matmul": products,
         "score": lambda: score(unscored),
     }
     parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(params))
@@ -133,7 +145,8 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
 
         twin = torch_twins.twin(model, shape)
         assert sum(p.numel() for p in twin.parameters()) == parameters
-        torch_step = torch_twins.trainer(twin, data, batch_size)
+        # The plain loop for the smallest network, as people write it; PyTorch's fused optimiser for the others.
+        torch_step = torch_twins.trainer(twin, data, batch_size, plain=isinstance(model, MLP))
         functions["torch"] = lambda: [torch_step().item() for _ in range(count)]
     seconds = in_turn(functions, ROUNDS.value)
     if PROFILE.value:
@@ -156,10 +169,39 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
         "score_examples_per_second": scoring.batch_size / seconds["score"],
         "network_evaluations_per_datum": system.score.evaluations,
     }
+    figures |= loop_figures(step, jax.device_get(state), data, training, seconds["train"] / count)
     if torch:
         figures["torch_steps_per_second"] = count / seconds["torch"]
         figures["times_torch"] = seconds["torch"] / seconds["train"]
     return figures
+
+
+def loop_figures(
+    step: TrainStep, state: TrainState, data: np.ndarray, training: runs.Training, seconds_a_step: float
+) -> dict[str, float]:
+    """The training loop with its reading ahead, log lines and checkpoint, against the bare step that takes `seconds_a_step`."""
+    per_line = math.ceil(2.0 / seconds_a_step / training.steps_per_dispatch) * training.steps_per_dispatch
+    # The first line holds the compilation, the last the checkpoint of the end.
+    with tempfile.TemporaryDirectory() as workdir:
+        fit(
+            step,
+            state._replace(step=np.zeros_like(state.step)),
+            data,
+            workdir,
+            seed=0,
+            num_steps=4 * per_line,
+            batch_size=training.batch_size,
+            steps_per_dispatch=training.steps_per_dispatch,
+            log_every=per_line,
+            checkpoint_every=4 * per_line,
+        )
+        lines = [json.loads(line) for line in (Path(workdir) / "log.jsonl").read_text().splitlines()][1:3]
+    rate = float(np.mean([line["steps_per_second"] for line in lines]))
+    return {
+        "loop_steps_per_second": rate,
+        "loop_of_bare": rate * seconds_a_step,
+        "data_wait": float(np.mean([line["data_wait"] for line in lines])),
+    }
 
 
 def first_step(name: str) -> float:

@@ -43,12 +43,6 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def use_all_cores() -> None:
-    """Shows a CPU as several devices: XLA runs most operations on one core each, so a batch split in two is faster."""
-    if jax.config.values["jax_num_cpu_devices"] < 0:
-        jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 4))
-
-
 def run(main: Callable[[list[str]], None]) -> None:
     """absl's app.run, with errors of the user's own making as one line on standard error."""
 
@@ -66,7 +60,6 @@ def run(main: Callable[[list[str]], None]) -> None:
         if len(argv) > 1:
             _fail(f"{argv[1]}: unexpected argument; flags have the form --name=value")
         use_compilation_cache()
-        use_all_cores()
         # Orbax tells of every save at level info.
         logging.set_verbosity(logging.WARNING)
         sys.unraisablehook = _tell_unless_late

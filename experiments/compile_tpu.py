@@ -171,7 +171,7 @@ def remedies(config: ConfigDict, chips: int) -> Iterator[tuple[str, ConfigDict]]
     changed = config.copy_and_resolve_references()
     changed.unlock()
     names = []
-    if changed.model.get("remat") == "none":
+    if changed.model.get("remat") in ("none", "dots"):
         changed.model.remat = "blocks"
         names.append("--config.model.remat=blocks")
         yield " ".join(names), changed

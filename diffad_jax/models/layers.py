@@ -1,6 +1,7 @@
 """Layers shared by the backbones."""
 
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffad_jax.errors import InputError
-from diffad_jax.models.ops import convolve, normalise
+from diffad_jax.models.ops import convolve, normalise, product
 
 
 def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
@@ -66,6 +67,13 @@ class Conv3x3(nn.Module):
         kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride), bias.astype(self.dtype)
+
+
+def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    return product(x, kernel)
+
+
+Dense = partial(nn.Dense, dot_general=_dot_general)
 
 
 def fold(x: jax.Array, patch_size: int) -> jax.Array:

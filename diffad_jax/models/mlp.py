@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from diffad_jax.errors import InputError
-from diffad_jax.models.layers import timestep_embedding
+from diffad_jax.models.layers import Dense, timestep_embedding
 
 TIME_WIDTH = 128  # Wide enough for time, narrow enough that conditioning costs a fraction of the blocks.
 
@@ -43,22 +43,22 @@ class MLP(nn.Module):
         if x_t.ndim != 2:
             raise InputError(f"x_t: found shape {x_t.shape}, need [B, D]")
         time = timestep_embedding(t, TIME_WIDTH)
-        time = nn.silu(nn.Dense(TIME_WIDTH, dtype=self.dtype, name="time_0")(time))
-        time = nn.silu(nn.Dense(TIME_WIDTH, dtype=self.dtype, name="time_1")(time))
+        time = nn.silu(Dense(TIME_WIDTH, dtype=self.dtype, name="time_0")(time))
+        time = nn.silu(Dense(TIME_WIDTH, dtype=self.dtype, name="time_1")(time))
 
         features = min(self.features or x_t.shape[-1], x_t.shape[-1])
-        h = nn.Dense(self.width, dtype=self.dtype, name="input")(x_t[:, :features])
+        h = Dense(self.width, dtype=self.dtype, name="input")(x_t[:, :features])
         for i in range(self.depth):
-            condition = nn.Dense(2 * self.width, dtype=self.dtype, name=f"condition_{i}")(time)
+            condition = Dense(2 * self.width, dtype=self.dtype, name=f"condition_{i}")(time)
             scale, shift = condition[:, : self.width], condition[:, self.width :]
             r = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype)(h) * (1 + scale) + shift
-            r = nn.silu(nn.Dense(self.width, dtype=self.dtype, name=f"hidden_{i}")(r))
+            r = nn.silu(Dense(self.width, dtype=self.dtype, name=f"hidden_{i}")(r))
             r = nn.Dropout(self.dropout, deterministic=not train)(r)
-            h = h + nn.Dense(self.width, dtype=self.dtype, name=f"residual_{i}")(r)
+            h = h + Dense(self.width, dtype=self.dtype, name=f"residual_{i}")(r)
 
         h = nn.silu(nn.LayerNorm(dtype=self.dtype, name="norm")(h))
         parts = 2 if self.learned_variance else 1
-        outputs = nn.Dense(parts * features, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="output")(h)
+        outputs = Dense(parts * features, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="output")(h)
         outputs = outputs.astype(x_t.dtype).reshape(-1, parts, features)
         rest = x_t.shape[-1] - features
         return jnp.pad(outputs, ((0, 0), (0, 0), (0, rest))).reshape(x_t.shape[0], -1)

@@ -80,6 +80,25 @@ def _convolve_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tup
 convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
+# --- products ---------------------------------------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def product(x: Array, kernel: Array) -> Array:
+    """x [..., K] times kernel [K, N]; the kernel's gradient comes in the kernel's own layout, without transposed copies."""
+    return x @ kernel
+
+
+def _product_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    dx = jax.lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
+    return dx, jax.lax.dot_general(rows, g_rows, (((0,), (0,)), ((), ())))
+
+
+product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
+
+
 # --- resampling -------------------------------------------------------------------------------------------------------
 
 

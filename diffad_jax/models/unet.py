@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffad_jax.errors import InputError
 from diffad_jax.models.attention import attention
-from diffad_jax.models.layers import Conv3x3, GroupNorm, fold, rematerialised, timestep_embedding, unfold
+from diffad_jax.models.layers import Dense, Conv3x3, GroupNorm, fold, rematerialised, timestep_embedding, unfold
 from diffad_jax.models.ops import downsample, upsample
 
 
@@ -33,7 +33,7 @@ class ResBlock(nn.Module):
         h, bias = Conv3x3(self.features, dtype=self.dtype, name="in_conv")(resample(h))
         x = resample(x)
 
-        condition = nn.Dense(self.features * (2 if self.scale_shift else 1), dtype=self.dtype, name="emb")(time)
+        condition = Dense(self.features * (2 if self.scale_shift else 1), dtype=self.dtype, name="emb")(time)
         norm = GroupNorm(self.norm_groups, name="out_norm")
         if self.scale_shift:
             scale, shift = jnp.split(condition, 2, axis=-1)
@@ -43,7 +43,7 @@ class ResBlock(nn.Module):
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h, bias = Conv3x3(self.features, zero=True, dtype=self.dtype, name="out_conv")(h)
         if x.shape[-1] != self.features:
-            x = nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
+            x = Dense(self.features, dtype=self.dtype, name="skip")(x)
         return x + (h + bias)
 
 
@@ -65,11 +65,11 @@ class AttentionBlock(nn.Module):
                 f"num_heads={self.num_heads}, head_channels={self.head_channels}: {channels} channels do not divide"
             )
         h, x = GroupNorm(self.norm_groups, silu=False, residual=True, name="norm")(x)
-        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
+        qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         # Published weights hold q, k, v one after the other within each head.
         q, k, v = jnp.split(qkv.reshape(batch, height * width, heads, -1), 3, axis=-1)
         h = attention(q, k, v).reshape(x.shape)
-        return x + nn.Dense(channels, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="proj_out")(h)
+        return x + Dense(channels, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="proj_out")(h)
 
 
 class UNet(nn.Module):
@@ -145,8 +145,8 @@ class UNet(nn.Module):
             return h + bias
 
         time = timestep_embedding(t, self.channels)
-        time = nn.silu(nn.Dense(4 * self.channels, dtype=self.dtype, name="time_0")(time))
-        time = nn.silu(nn.Dense(4 * self.channels, dtype=self.dtype, name="time_2")(time))
+        time = nn.silu(Dense(4 * self.channels, dtype=self.dtype, name="time_0")(time))
+        time = nn.silu(Dense(4 * self.channels, dtype=self.dtype, name="time_2")(time))
 
         # Names follow the numbering of published checkpoints, so that `published.py` needs no second description.
         h = conv(fold(x_t, self.patch_size), self.channels * self.channel_multipliers[0], name="down_0_0")
