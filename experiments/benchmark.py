@@ -6,8 +6,9 @@ python -m experiments.benchmark --config configs/digits.py --shape 8,8,1 [--prof
 All figures of a line come from one process, which takes its measurements in turn, so that other work on the machine slows
 all of them. FLOPs of a training step are those of the products and convolutions of the forward pass, times three. "of peak"
 is their rate over that of a product at the model's shapes. The PyTorch column appears where PyTorch is installed
-(`pip install .[benchmark]`); its loop is `experiments.torch_twins.trainer`. "first step" is the time from the start of a
-process with a warm compilation cache to the end of its first training step. A profile opens in Perfetto or XProf.
+(`pip install .[benchmark]`); its loop is `experiments.torch_twins.trainer`. "loop" is `diffad_jax.loop.fit`, "data_wait" the
+part of its time in which it waits for data. "first step" is the time from the start of a process with a warm compilation
+cache to the end of its first training step. A profile opens in Perfetto or XProf.
 """
 
 import importlib.util
@@ -169,7 +170,7 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
         "score_examples_per_second": scoring.batch_size / seconds["score"],
         "network_evaluations_per_datum": system.score.evaluations,
     }
-    figures |= loop_figures(step, jax.device_get(state), data, training, seconds["train"] / count)
+    figures |= loop_figures(step, jax.device_get(state), data, training, train, seconds["train"])
     if torch:
         figures["torch_steps_per_second"] = count / seconds["torch"]
         figures["times_torch"] = seconds["torch"] / seconds["train"]
@@ -177,11 +178,24 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def loop_figures(
-    step: TrainStep, state: TrainState, data: np.ndarray, training: runs.Training, seconds_a_step: float
+    step: TrainStep, state: TrainState, data: np.ndarray, training: runs.Training, train: Callable[[], Any], seconds: float
 ) -> dict[str, float]:
-    """The training loop with its reading ahead, log lines and checkpoint, against the bare step that takes `seconds_a_step`."""
-    per_line = math.ceil(2.0 / seconds_a_step / training.steps_per_dispatch) * training.steps_per_dispatch
-    # The first line holds the compilation, the last the checkpoint of the end.
+    """The training loop, with its reading ahead and log lines, against the bare dispatch `train`, which takes `seconds`.
+
+    The bare dispatch is measured before and after the loop for as long as the loop, since a machine's speed drifts.
+    """
+    count = training.steps_per_dispatch
+    dispatches = math.ceil(2.0 / seconds)
+
+    def bare() -> float:
+        started = time.perf_counter()
+        for _ in range(2 * dispatches):
+            jax.block_until_ready(train())
+        return 2 * dispatches * count / (time.perf_counter() - started)
+
+    before = bare()
+    # Of four log lines the first holds the compilation and the last the checkpoint of the end.
+    num_steps = 4 * dispatches * count
     with tempfile.TemporaryDirectory() as workdir:
         fit(
             step,
@@ -189,17 +203,17 @@ def loop_figures(
             data,
             workdir,
             seed=0,
-            num_steps=4 * per_line,
+            num_steps=num_steps,
             batch_size=training.batch_size,
-            steps_per_dispatch=training.steps_per_dispatch,
-            log_every=per_line,
-            checkpoint_every=4 * per_line,
+            steps_per_dispatch=count,
+            log_every=num_steps // 4,
+            checkpoint_every=num_steps,
         )
         lines = [json.loads(line) for line in (Path(workdir) / "log.jsonl").read_text().splitlines()][1:3]
     rate = float(np.mean([line["steps_per_second"] for line in lines]))
     return {
         "loop_steps_per_second": rate,
-        "loop_of_bare": rate * seconds_a_step,
+        "loop_of_bare": 2 * rate / (before + bare()),
         "data_wait": float(np.mean([line["data_wait"] for line in lines])),
     }
 

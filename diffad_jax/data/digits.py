@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from diffad_jax.data.dataset import Dataset, one_class_split
 from diffad_jax.errors import InputError
@@ -27,6 +26,8 @@ def digits(
     classes = sorted(set(np.asarray(given).ravel().tolist()))
     if not 0 < len(classes) < 10 or not set(classes) <= set(range(10)):
         raise InputError(f"{key}: found {given}, allowed are one to nine different digits of 0..9")
+    from sklearn.datasets import load_digits  # here, because the import takes longer than the reading
+
     bunch = load_digits()
     named = np.isin(bunch.target, classes)
     label = named if key == "anomalous_class" else ~named
