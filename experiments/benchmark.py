@@ -188,6 +188,7 @@ def loop_figures(
     dispatches = math.ceil(2.0 / seconds)
 
     def bare() -> float:
+        jax.block_until_ready(train())
         started = time.perf_counter()
         for _ in range(2 * dispatches):
             jax.block_until_ready(train())
