@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-# JAX 0.10 has YNNPACK compute products, sums and convolutions. Convolutions go back to Eigen: there kernel gradients run two to
-# four times as fast and other convolutions half as fast again (docs/performance.md).
+# JAX 0.10 has YNNPACK compute products, sums and convolutions. Convolutions go back to Eigen: there kernel gradients run two
+# to four times as fast and other convolutions half as fast again (docs/performance.md).
 CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
     "LIBRARY_FUSION_TYPE_REDUCE"

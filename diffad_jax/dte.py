@@ -8,6 +8,7 @@ authors' published settings. Three of the estimators are theirs; `adaptive` is o
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -164,10 +165,10 @@ def _nearest(x: Array, bank: Array, inverse: Array, offset: Array, k: int) -> Ar
     return jnp.sort(jnp.sqrt(exact) * inverse[nearest] + offset[nearest], axis=1)[:, :k]
 
 
-def thinned(rows: np.ndarray, seed: int) -> np.ndarray:
-    """The bank: all rows [N, D], or MAX_BANK_ROWS of them drawn with `seed`, in their order."""
+def thinned(rows: Any, seed: int) -> np.ndarray:
+    """The bank: all rows [N, D], in memory or on disk, or MAX_BANK_ROWS of them drawn with `seed`, in their order."""
     if len(rows) <= MAX_BANK_ROWS:
-        return rows
+        return np.asarray(rows)
     return rows[np.sort(np.random.default_rng(seed).choice(len(rows), MAX_BANK_ROWS, replace=False))]
 
 

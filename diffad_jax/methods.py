@@ -18,7 +18,7 @@ from diffad_jax import baselines, compiler, dte
 from diffad_jax.build import nearest
 from diffad_jax.calibration import calibrate, per_datum, standardised_mean
 from diffad_jax.data import transforms
-from diffad_jax.data.dataset import chunks
+from diffad_jax.data.dataset import Rows, chunks
 from diffad_jax.data.pipeline import batch_rows
 from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
@@ -36,9 +36,9 @@ from diffad_jax.training import (
     make_train_step,
 )
 
-Scorer = Callable[[np.ndarray], np.ndarray]
+Scorer = Callable[[Rows], np.ndarray]
 """test rows [M, D] -> anomaly scores [M]."""
-Fit = Callable[[np.ndarray, int], Scorer]
+Fit = Callable[[Rows, int], Scorer]
 """(training normals [N, D], seed) -> Scorer."""
 
 
@@ -50,14 +50,14 @@ class Detection(NamedTuple):
     seconds_score: float
 
 
-def detect(name: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> Detection:
+def detect(name: str, train: Rows, test: Rows, seed: int = 0) -> Detection:
     """Fits METHODS[name] on the normals `train` [N, D] and scores `test` [M, D]; the same for the same arguments.
 
     Raises InputError on an unknown name and on rows that are not finite vectors of one width; Diverged where training failed.
     """
     if name not in METHODS:
         raise InputError(f"method: found {name!r}; {nearest(name, METHODS)}")
-    if train.ndim != 2 or train.shape[1:] != test.shape[1:]:
+    if len(train.shape) != 2 or train.shape[1:] != test.shape[1:]:
         raise InputError(f"{name}: train has shape {train.shape}, test {test.shape}, allowed are [N, D] and [M, D]")
     started = time.perf_counter()
     scorer = METHODS[name](train, seed)
@@ -71,7 +71,7 @@ def detect(name: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> Det
 WHITENING = adbench.get_config().transform
 
 
-def in_chunks(transform: Transform, scorer: Scorer, test: np.ndarray) -> np.ndarray:
+def in_chunks(transform: Transform, scorer: Callable[[np.ndarray], np.ndarray], test: Rows) -> np.ndarray:
     """scorer over the transformed test rows, a few million values at a time."""
     return np.concatenate([scorer(transform.apply(test[start:stop])) for start, stop in chunks(test)])
 
@@ -90,7 +90,7 @@ class Programs(NamedTuple):
     """Rows scored at once."""
 
 
-def train(programs: Programs, transform: Transform, normals: np.ndarray, seed: int) -> Params:
+def train(programs: Programs, transform: Transform, normals: Rows, seed: int) -> Params:
     """The averaged parameters after training on the transformed normals; only rows that are drawn are ever transformed."""
     steps, batch = programs.settings.num_steps, programs.settings.batch_size
     drawn, places = np.unique(batch_rows(seed, len(normals), 0, steps * batch), return_inverse=True)
@@ -108,7 +108,7 @@ def train(programs: Programs, transform: Transform, normals: np.ndarray, seed: i
     return state.ema
 
 
-def score(programs: Programs, params: Params, transform: Transform, normals: np.ndarray, seed: int) -> Scorer:
+def score(programs: Programs, params: Params, transform: Transform, normals: Rows, seed: int) -> Scorer:
     """The scorer of a trained network: its levels, standardised by some of the normals and joined."""
     key = jax.random.key(seed)
 
@@ -123,7 +123,7 @@ def score(programs: Programs, params: Params, transform: Transform, normals: np.
 def network(programs: Callable[[int], Programs]) -> Fit:
     """The detector that trains the network of `programs(width)`."""
 
-    def fit(normals: np.ndarray, seed: int) -> Scorer:
+    def fit(normals: Rows, seed: int) -> Scorer:
         transform = transforms.fit(train=normals, **WHITENING)
         compiled = programs(normals.shape[1])
         return score(compiled, train(compiled, transform, normals, seed), transform, normals, seed)
@@ -164,14 +164,14 @@ def _time_programs(loss: Loss, measure: Callable[[Any, Array], Array], outputs: 
     return Programs(init, blank, make_dispatch(step, settings.steps_per_dispatch), levels, settings, batch_size=1024)
 
 
-def dte_np(normals: np.ndarray, seed: int) -> Scorer:
+def dte_np(normals: Rows, seed: int) -> Scorer:
     """Non-parametric diffusion time estimation on whitened rows, see `dte.non_parametric`."""
     transform = transforms.fit(train=normals, **WHITENING)
     bank = transform.apply(dte.thinned(normals, seed))
     return partial(in_chunks, transform, lambda x: dte.non_parametric(x, bank))
 
 
-def ours(normals: np.ndarray, seed: int) -> Scorer:
+def ours(normals: Rows, seed: int) -> Scorer:
     """Diffusion time in local units on whitened rows, see `dte.adaptive`."""
     transform = transforms.fit(train=normals, **WHITENING)
     bank = transform.apply(dte.thinned(normals, seed))
@@ -181,7 +181,7 @@ def ours(normals: np.ndarray, seed: int) -> Scorer:
 
 def classical(name: str) -> Fit:
     """A detector of `baselines`."""
-    return lambda normals, seed: lambda test: baselines.fit_score(name, normals, test, seed)
+    return lambda normals, seed: lambda test: baselines.fit_score(name, np.asarray(normals), np.asarray(test), seed)
 
 
 METHODS: dict[str, Fit] = {

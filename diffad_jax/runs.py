@@ -15,8 +15,8 @@ from diffad_jax.assembly import System, assemble
 from diffad_jax.build import build, nearest
 from diffad_jax.calibration import COMBINATIONS
 from diffad_jax.data import transforms
-from diffad_jax.data.dataset import Dataset
-from diffad_jax.data.pipeline import Chosen, Pipeline
+from diffad_jax.data.dataset import Chosen, Dataset
+from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_calibration, make_levels
 from diffad_jax.loop import fit

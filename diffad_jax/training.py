@@ -48,7 +48,7 @@ def make_optimizer(
 
 
 def _clip(norm: float) -> optax.GradientTransformation:
-    """Gradients g min(1, norm / |g|). Optax divides every gradient and so writes all of them once more; a factor costs nothing."""
+    """Gradients g min(1, norm / |g|). Optax's clipping divides them, and XLA then writes all of them once more."""
 
     def scaled(grads: Params, _: Params) -> Params:
         factor = jnp.minimum(1.0, norm / optax.global_norm(grads))

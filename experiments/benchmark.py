@@ -178,7 +178,12 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def loop_figures(
-    step: TrainStep, state: TrainState, data: np.ndarray, training: runs.Training, train: Callable[[], Any], seconds: float
+    step: TrainStep,
+    state: TrainState,
+    data: np.ndarray,
+    training: runs.Training,
+    train: Callable[[], Any],
+    seconds: float,
 ) -> dict[str, float]:
     """The training loop, with its reading ahead and log lines, against the bare dispatch `train`, which takes `seconds`.
 
@@ -200,7 +205,7 @@ def loop_figures(
     with tempfile.TemporaryDirectory() as workdir:
         fit(
             step,
-            state._replace(step=np.zeros_like(state.step)),
+            state._replace(step=jnp.zeros_like(state.step)),
             data,
             workdir,
             seed=0,

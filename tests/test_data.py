@@ -10,10 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from sklearn.covariance import oas
 from sklearn.preprocessing import StandardScaler
 
-from diffad_jax.data import adbench, adbench_names, digits, labelled, mnist_c, one_class_split, pictures, transforms
+from diffad_jax import methods
+from diffad_jax.data import (
+    adbench,
+    adbench_names,
+    dataset,
+    digits,
+    labelled,
+    mnist_c,
+    one_class_split,
+    pictures,
+    transforms,
+)
 from diffad_jax.data.dataset import Rows, read_npz
 from diffad_jax.errors import InputError
 
@@ -79,6 +91,39 @@ def test_split_refuses_bad_tables_in_one_line_that_names_the_source() -> None:
         assert str(caught.value).startswith("file.npz: ") and "\n" not in str(caught.value)
     with pytest.raises(InputError, match="protocol: found 'dirty'"):
         one_class_split(X, y, "t", protocol="dirty")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_tables_stay_on_disk_and_split_as_small_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Any, dtype: str
+) -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(300, 7)).astype(dtype), rng.integers(2, size=300)
+    save(tmp_path / "set.npz", y=y, X=X)
+    small = adbench(tmp_path / "set.npz", seed=1)
+    monkeypatch.setattr(dataset, "MAPPED_BYTES", 1000)
+    large = adbench(tmp_path / "set.npz", seed=1)
+    assert isinstance(small.train, np.ndarray) and isinstance(large.train, dataset.Chosen)
+    assert isinstance(large.train.rows, np.memmap) and not list(tmp_path.glob("*.npy"))
+    for one, other in ((small.train, large.train), (small.test, large.test)):
+        assert one.shape == other.shape and one.dtype == other.dtype == np.float32
+        assert_array_equal(one, np.asarray(other))
+        assert_array_equal(one[[3, 1]], other[np.array([3, 1])])
+    assert_array_equal(small.labels, large.labels)
+    for method in ("ours", "iforest"):
+        scores = (methods.detect(method, data.train, data.test).scores for data in (small, large))
+        assert_array_equal(*scores)
+
+    X[5, 2] = np.inf
+    save(tmp_path / "set.npz", y=y, X=X)
+    with pytest.raises(InputError, match="1 of 300 rows of X are not finite"):
+        adbench(tmp_path / "set.npz")
+    content = bytearray((tmp_path / "set.npz").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (tmp_path / "set.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"set\.npz: cannot be read as numbers"):
+        adbench(tmp_path / "set.npz")
 
 
 def test_read_npz_refuses_pickles_damage_and_missing_arrays(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """The one data type all loaders return, and the only place where a training set is selected."""
 
 import re
+import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +21,7 @@ Classes = int | str | Sequence[int | str]
 MIN_TRAIN_ROWS = 8
 PAPER_ROWS = 1000
 CHUNK_VALUES = 1 << 22
+MAPPED_BYTES = 1 << 29
 
 
 class Rows(Protocol):
@@ -33,6 +37,28 @@ class Rows(Protocol):
 
     def __array__(self, dtype: None = None, /, *, copy: bool | None = None) -> np.ndarray:
         """All rows at once, which must fit in memory."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The rows of `rows` at `places`, read, as float32, when they are indexed."""
+
+    rows: Rows
+    places: np.ndarray
+    dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.places), *self.rows.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: slice | np.ndarray, /) -> np.ndarray:
+        return np.asarray(self.rows[self.places[index]], np.float32)
+
+    def __array__(self, dtype: None = None, /, *, copy: bool | None = None) -> np.ndarray:
+        return self[:]
 
 
 class Dataset(NamedTuple):
@@ -52,10 +78,12 @@ class Dataset(NamedTuple):
 
 
 def first_nonfinite(rows: Rows) -> tuple[int, int]:
-    """Count the rows of [n, ...] holding a NaN or an infinity: (count, index of the first or -1), in bounded memory."""
+    """Count the rows of [n, ...] that are not finite as float32: (count, index of the first or -1), in bounded memory."""
     count, first = 0, -1
     for start, stop in chunks(rows):
-        bad = np.flatnonzero(~np.isfinite(rows[start:stop].reshape(stop - start, -1)).all(axis=1))
+        with np.errstate(over="ignore"):
+            values = rows[start:stop].astype(np.float32, copy=False)
+        bad = np.flatnonzero(~np.isfinite(values.reshape(stop - start, -1)).all(axis=1))
         if len(bad) and first < 0:
             first = start + int(bad[0])
         count += len(bad)
@@ -69,14 +97,14 @@ def chunks(rows: Rows) -> list[tuple[int, int]]:
 
 
 def checked(X: ArrayLike, y: ArrayLike, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """Validate a labelled table or stack of pictures and return it as (float32 X, int64 y).
+    """Validate a labelled table or stack of pictures and return it as (float32 X, int64 y); an X on disk stays as stored.
 
     X: [n, D], [n, H, W] (gets C = 1) or [n, H, W, C].  y: [n] of 0 (normal) and 1 (anomaly), both present.
     Constant columns are allowed: the transforms divide by 1 where the spread is 0.
     Raises InputError, naming `source`, on other shapes or labels, on values that are not numbers, and on
     rows that are not finite as float32: what to do about missing values is the owner's decision, not ours.
     """
-    X, y = np.asarray(X), np.asarray(y)
+    X, y = np.asanyarray(X), np.asarray(y)
     if X.dtype.kind not in "fiub" or y.dtype.kind not in "fiub":
         raise InputError(f"{source}: X is {X.dtype} and y is {y.dtype}, both must be real numbers")
     if X.ndim not in (2, 3, 4) or 0 in X.shape:
@@ -87,8 +115,9 @@ def checked(X: ArrayLike, y: ArrayLike, source: str) -> tuple[np.ndarray, np.nda
     if not np.array_equal(values, [0, 1]):
         shown = ", ".join(str(v) for v in values[:5].tolist()) + (", ..." if len(values) > 5 else "")
         raise InputError(f"{source}: y holds the labels {shown}, it must hold both 0 (normal) and 1 (anomaly) only")
-    with np.errstate(over="ignore"):
-        X = X.astype(np.float32, copy=False)
+    if not isinstance(X, np.memmap):
+        with np.errstate(over="ignore"):
+            X = X.astype(np.float32, copy=False)
     count, first = first_nonfinite(X)
     if count:
         raise InputError(
@@ -128,7 +157,8 @@ def one_class_split(
     if half < MIN_TRAIN_ROWS:
         raise InputError(f"{source}: {len(normal)} normal rows give {half} to train on, needed are {MIN_TRAIN_ROWS}")
     test = np.concatenate([normal[half:], anomalous])
-    return Dataset(name, X[normal[:half]], X[test], y[test])
+    train_rows, test_rows = (Chosen(X, p) if isinstance(X, np.memmap) else X[p] for p in (normal[:half], test))
+    return Dataset(name, train_rows, test_rows, y[test])
 
 
 def class_setting(
@@ -206,6 +236,8 @@ def read_npz(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 def read_arrays(path: str | Path, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Read arrays of an `.npz` file by name, as stored; pickled objects are never loaded.
 
+    An array of more than MAPPED_BYTES is given as a memory map: of the file itself, or of an unpacked copy in the folder
+    for temporary files, which is gone when the map is.
     Raises InputError when the file is missing, is no zip archive, is damaged, or lacks one that is needed.
     """
     path = Path(path)
@@ -219,8 +251,40 @@ def read_arrays(path: str | Path, needed: Sequence[str], optional: Sequence[str]
             missing = [key for key in needed if key not in archive.files]
             if missing:
                 raise InputError(f"{path}: holds {sorted(archive.files)}, array {' and '.join(missing)} is missing")
-            return {key: archive[key] for key in (*needed, *optional) if key in archive.files}
+            present = [key for key in (*needed, *optional) if key in archive.files]
+            large = {f.filename for f in archive.zip.infolist() if f.file_size > MAPPED_BYTES}
+            return {k: _mapped(path, archive.zip, k) if f"{k}.npy" in large else archive[k] for k in present}
     except InputError:
         raise
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as numbers ({str(error).splitlines()[0]})") from error
+
+
+def _mapped(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    """The array `key` of an .npz archive as a memory map. Reading it once, to its end, lets zipfile check its sum."""
+    info = archive.getinfo(f"{key}.npy")
+    if info.compress_type == zipfile.ZIP_STORED:
+        with archive.open(info) as member:
+            while member.read(1 << 24):
+                pass
+        with path.open("rb") as file:
+            # The member follows its local header, whose last two numbers are the lengths of its name and extra field.
+            file.seek(info.header_offset + 26)
+            name, extra = np.frombuffer(file.read(4), "<u2").tolist()
+            file.seek(info.header_offset + 30 + name + extra)
+            return _map(file)
+    with tempfile.TemporaryFile() as file:
+        with archive.open(info) as member:
+            shutil.copyfileobj(member, file, 1 << 24)
+        file.seek(0)
+        return _map(file)
+
+
+def _map(file: IO[bytes]) -> np.ndarray:
+    """The .npy array that begins where the file stands."""
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects")
+    return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran_order else "C")

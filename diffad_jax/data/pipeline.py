@@ -77,31 +77,6 @@ class Batches:
         return crops
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The rows of `rows` at `places`, read when they are indexed."""
-
-    rows: Rows
-    places: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.places), *self.rows.shape[1:])
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.rows.dtype
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: slice | np.ndarray, /) -> np.ndarray:
-        return self.rows[self.places[index]]
-
-    def __array__(self, dtype: None = None, /, *, copy: bool | None = None) -> np.ndarray:
-        return self.rows[self.places]
-
-
 FLIPS, CROPS = 1, 2  # Tell the draws of flips, of crops and of permutations apart.
 
 

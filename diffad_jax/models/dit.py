@@ -131,9 +131,7 @@ class DiT(nn.Module):
         h, _ = stack(num_heads, self.dtype, name="blocks")(h, time)
 
         zeros = nn.initializers.zeros
-        shift, scale = jnp.split(
-            Dense(2 * width, kernel_init=zeros, dtype=self.dtype, name="modulation")(time), 2, -1
-        )
+        shift, scale = jnp.split(Dense(2 * width, kernel_init=zeros, dtype=self.dtype, name="modulation")(time), 2, -1)
         copies = 2 if self.learned_variance else 1
         output = Dense(copies * tokens.shape[-1], kernel_init=zeros, dtype=self.dtype, name="output")
         h = output(_modulate(h, shift, scale, self.dtype)).astype(x_t.dtype)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffad_jax.errors import InputError
 from diffad_jax.models.attention import attention
-from diffad_jax.models.layers import Dense, Conv3x3, GroupNorm, fold, rematerialised, timestep_embedding, unfold
+from diffad_jax.models.layers import Conv3x3, Dense, GroupNorm, fold, rematerialised, timestep_embedding, unfold
 from diffad_jax.models.ops import downsample, upsample
 
 
