@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import flags
 from tqdm import tqdm
 
@@ -39,7 +38,7 @@ def measure(key: tuple[str, str, str, int], dataset: Dataset | Exception, out: P
     try:
         if isinstance(dataset, Exception):
             raise dataset
-        found = detect(key[1], np.asarray(dataset.train), np.asarray(dataset.test), key[3])
+        found = detect(key[1], dataset.train, dataset.test, key[3])
         values = metrics(dataset.labels, found.scores)
         if key[3] == 0:
             table_report.save_curve(table_report.curve_path(out, key), dataset.labels, found.scores)
