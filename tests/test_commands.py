@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from processes import Finished, command, start
 
+import experiments
 from diffad_jax import detector
 from diffad_jax.data import digits
 
@@ -82,6 +84,18 @@ def test_train_and_evaluate_leave_metrics_report_and_logs(done: tuple[Path, Fini
     assert b"grad_norm" in events.read_bytes()
     assert str(workdir / "metrics.json") in evaluated.out and str(workdir / "report.html") in evaluated.out
     assert f"{100 * metrics['auroc']:.2f}" in evaluated.out
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="another C library than glibc")
+def test_a_command_starts_once_more_with_large_pages_and_the_same_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(os, "execv", lambda *arguments: calls.append(arguments))
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=4")
+    experiments._restart_with_large_pages()
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=4:glibc.malloc.hugetlb=1"
+    assert calls == [(sys.executable, sys.orig_argv)]
+    experiments._restart_with_large_pages()
+    assert len(calls) == 1
 
 
 def test_a_finished_run_is_left_alone(done: tuple[Path, Finished, Finished]) -> None:

@@ -39,6 +39,14 @@ def agree(
         np.testing.assert_allclose(ours, stock, atol=tolerance * np.abs(stock).max())
 
 
+@pytest.mark.parametrize("shape", [(6, 4), (2, 3, 4)])
+def test_product_has_the_stock_gradients_without_a_transposed_copy(shape: tuple[int, ...]) -> None:
+    x, kernel = values(shape, (4, 5))
+    agree(ops.product, jnp.matmul, x, kernel)
+    gradient = jax.make_jaxpr(jax.grad(lambda kernel: ops.product(x, kernel).sum()))(kernel)
+    assert "transpose" not in str(gradient)
+
+
 @pytest.mark.parametrize(
     ("height", "width", "stride"), [(8, 6, 1), (7, 5, 1), (8, 6, 2), (7, 6, 2), (6, 9, 2), (1, 2, 2)]
 )
