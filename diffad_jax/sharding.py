@@ -103,7 +103,8 @@ def by_jit(mesh: Mesh) -> Parallel:
     def compile(function: Callable[..., Any]) -> Callable[..., Any]:
         def pinned(state: Any, batches: Any, key: jax.Array) -> tuple[Any, Any]:
             # XLA may choose how results are split, and the next step wants them as they came.
-            with nn.intercept_methods(partial(_rows_stay, mesh)) if mesh.shape["fsdp"] > 1 else nullcontext():
+            stay = nn.intercept_methods(partial(_rows_stay, mesh)) if mesh.shape["fsdp"] > 1 else nullcontext()
+            with stay, jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 state, metrics = function(state, batches, key)
             return jax.lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
 

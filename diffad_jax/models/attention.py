@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec, get_abstract_mesh
 
 from diffad_jax.errors import InputError
 from diffad_jax.models.ops import piece
@@ -42,8 +43,8 @@ def attention(q: Array, k: Array, v: Array, implementation: Implementation = "au
     # Its support is checked when traced, on the machine that traces.
     if jax.default_backend() == "gpu" and v.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0:
         own["cuda"] = _cudnn if head_dim <= LANES else _xla
-    if length % LANES == 0 and head_dim % (LANES // 2) == 0:
-        own["tpu"] = splash
+    if length % LANES == 0 and head_dim % (LANES // 2) == 0 and len(q) % max(get_abstract_mesh().size, 1) == 0:
+        own["tpu"] = _splash_by_rows
     return jax.lax.platform_dependent(q, k, v, **own, default=_xla) if own else _xla(q, k, v)
 
 
@@ -60,6 +61,15 @@ def splash(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
     kernel = splash_attention_kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q * head_dim**-0.5, k, v))
     return jnp.moveaxis(jax.vmap(kernel)(q, k, v), 1, 2)
+
+
+def _splash_by_rows(q: Array, k: Array, v: Array) -> Array:
+    """Splash attention of each device's rows: XLA cannot split the kernel itself over the mesh of `sharding.by_jit`."""
+    mesh = get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return splash(q, k, v)
+    rows = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(splash, mesh=mesh, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False)(q, k, v)
 
 
 # --- XLA --------------------------------------------------------------------------------------------------------------
