@@ -44,7 +44,7 @@ def calibrate(levels: np.ndarray) -> Calibration:
     logs = np.log(np.maximum(levels, TINY)).T
     unit = logs.std(axis=0)
     unit = np.where(unit > 0, unit, 1.0)
-    from sklearn.covariance import oas  # here, because it takes half as long to import as all else that training needs
+    from sklearn.covariance import oas  # here: the import takes longer than the fit
 
     covariance, _ = oas((logs - logs.mean(axis=0)) / unit, assume_centered=True)
     # A level without any spread, which OAS of data without any spread leaves at 0, would have no inverse.

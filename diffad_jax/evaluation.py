@@ -14,14 +14,14 @@ from diffad_jax.assembly import System
 from diffad_jax.calibration import COMBINATIONS, Calibration, calibrate, per_datum, standardised_mean
 from diffad_jax.data.dataset import Rows
 from diffad_jax.metrics import threshold
-from diffad_jax.sharding import data_mesh, gather, own, replicate, split
+from diffad_jax.sharding import data_mesh, gather, on, own, replicate, split
 from diffad_jax.training import Params
 
 
 def make_levels(system: System, params: Params, seed: int, batch_size: int) -> Callable[[Rows], np.ndarray]:
     """A function from transformed data [N, ...] to the mean over pixels of each level, [L, N]."""
-    compiled = compiler.jit(lambda p, x, key: per_datum(system.score.maps(system.denoise(p), x, key)).T)
     mesh, key = data_mesh(batch_size), jax.random.key(seed)
+    compiled = compiler.jit(on(mesh, lambda p, x, key: per_datum(system.score.maps(system.denoise(p), x, key)).T))
     params = replicate(params, mesh)
     return lambda x: joined(lambda x: compiled(params, split(x, mesh), key), x, batch_size).T
 
@@ -41,13 +41,13 @@ def make_reader(
     The heat map is the mean of the standardised levels, whatever `combination` makes of them for the score.
     """
 
-    @compiler.jit
-    def compiled(params: Params, calibration: Calibration, x: Array, key: Array) -> Reading:
+    def reading(params: Params, calibration: Calibration, x: Array, key: Array) -> Reading:
         maps = system.score.maps(system.denoise(params), x, key)
         scores = COMBINATIONS[combination](calibration, per_datum(maps))
         return Reading(scores, standardised_mean(calibration, maps))  # type: ignore[arg-type]
 
     mesh, key = data_mesh(batch_size), jax.random.key(seed)
+    compiled = compiler.jit(on(mesh, reading))
     params, calibration = replicate((params, calibration), mesh)
     return lambda x: in_batches(lambda x: compiled(params, calibration, split(x, mesh), key), x, batch_size)
 

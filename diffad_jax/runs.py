@@ -21,7 +21,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_calibration, make_levels
 from diffad_jax.loop import fit
 from diffad_jax.noise import keys_for
-from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, own, split
+from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, on, own, split
 from diffad_jax.training import Loss, Params, TrainState, init_state, make_optimizer, make_train_step
 from diffad_jax.workdir import Statistics, save_config
 
@@ -163,8 +163,8 @@ def make_validate(loss: Loss, x_0: np.ndarray, seed: int, batch_size: int) -> Ca
     place = np.arange(count * batch_size)
     u = np.asarray(place * (5**0.5 - 1) / 2 % 1, np.float32)
     key = jax.random.fold_in(jax.random.key(seed), len(x_0))
-    compiled = compiler.jit(lambda params, x, u, place: loss(params, x, u, keys_for(key, place)).mean())
     mesh = data_mesh(batch_size)
+    compiled = compiler.jit(on(mesh, lambda params, x, u, place: loss(params, x, u, keys_for(key, place)).mean()))
 
     def validate(params: Params) -> Array:
         parts = np.split(place, count)

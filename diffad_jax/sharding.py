@@ -86,6 +86,16 @@ def gather(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of whole arrays, traced in sight of the mesh, over which it splits kernels that XLA cannot split."""
+
+    def traced(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return traced
+
+
 # --- the step on many devices ------------------------------------------------------------------------------------------
 
 
@@ -104,8 +114,8 @@ def by_jit(mesh: Mesh) -> Parallel:
         def pinned(state: Any, batches: Any, key: jax.Array) -> tuple[Any, Any]:
             # XLA may choose how results are split, and the next step wants them as they came.
             stay = nn.intercept_methods(partial(_rows_stay, mesh)) if mesh.shape["fsdp"] > 1 else nullcontext()
-            with stay, jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                state, metrics = function(state, batches, key)
+            with stay:
+                state, metrics = on(mesh, function)(state, batches, key)
             return jax.lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
 
         return compiler.jit(pinned, mesh.devices.flat[0].platform, donate_argnums=0)

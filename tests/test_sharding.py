@@ -5,10 +5,12 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import tiny
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from processes import with_devices
 
@@ -18,8 +20,9 @@ from diffad_jax.data import digits, transforms
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_calibration, make_levels
+from diffad_jax.models.attention import attention
 from diffad_jax.runs import Training, parallel_of
-from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, shard, split
+from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, on, shard, split
 from diffad_jax.training import Batch, Params, TrainState, init_state, make_dispatch, make_train_step
 from diffad_jax.workdir import Statistics
 
@@ -201,3 +204,24 @@ def test_sets_that_share_rows_are_scored_as_if_each_stood_alone(together: np.nda
     assert_same(first, together[:90])
     assert_same(second, together[60:][::-1])
     assert_same(third, together[:1])
+
+
+def splash_for_tpu() -> list[bool]:
+    """Whether the program for a TPU has splash attention: on a mesh of 8, with rows that do not divide, and under pmap."""
+
+    def attend(x: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: attention(x, x, x).sum())(x)
+
+    mesh = data_mesh(8)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    x = jnp.ones((8, 128, 2, 64))
+    programs = [
+        jax.jit(on(mesh, attend), in_shardings=rows).trace(x),
+        jax.jit(on(mesh, attend)).trace(x[:3]),
+        jax.jit(jax.shard_map(attend, mesh=mesh, in_specs=rows.spec, out_specs=rows.spec, check_vma=False)).trace(x),
+    ]
+    return ["tpu_custom_call" in p.lower(lowering_platforms=("tpu",)).as_text() for p in programs]
+
+
+def test_splash_attention_is_split_over_the_chips_of_a_mesh() -> None:
+    assert with_devices(8, splash_for_tpu) == [True, False, True]

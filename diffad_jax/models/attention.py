@@ -43,7 +43,7 @@ def attention(q: Array, k: Array, v: Array, implementation: Implementation = "au
     # Its support is checked when traced, on the machine that traces.
     if jax.default_backend() == "gpu" and v.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0:
         own["cuda"] = _cudnn if head_dim <= LANES else _xla
-    if length % LANES == 0 and head_dim % (LANES // 2) == 0 and len(q) % max(get_abstract_mesh().size, 1) == 0:
+    if length % LANES == 0 and head_dim % (LANES // 2) == 0:
         own["tpu"] = _splash_by_rows
     return jax.lax.platform_dependent(q, k, v, **own, default=_xla) if own else _xla(q, k, v)
 
@@ -64,10 +64,12 @@ def splash(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
 
 
 def _splash_by_rows(q: Array, k: Array, v: Array) -> Array:
-    """Splash attention of each device's rows: XLA cannot split the kernel itself over the mesh of `sharding.by_jit`."""
+    """Splash attention of each device's rows, where whole arrays are seen on a mesh (`sharding.on`): XLA cannot split it."""
     mesh = get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.are_all_axes_manual:
         return splash(q, k, v)
+    if len(q) % mesh.size:
+        return _xla(q, k, v)
     rows = PartitionSpec(mesh.axis_names)
     return jax.shard_map(splash, mesh=mesh, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False)(q, k, v)
 
