@@ -4,7 +4,8 @@
     python -m experiments.evaluate --workdir runs/hazelnut
 
 FOLDER/hazelnut holds train/good, test/<defect> and, for the pixel measures, ground_truth/<defect>. The network learns random
-crops of 128 pixels and reads whole pictures in overlapping patches; `--config.data.size` and `--config.pipeline.crop` change
+crops of 128 pixels and reads whole pictures in overlapping patches, whose errors and biases are compared with a memory of the
+normals' (`diffad_jax.memory`); `--config.data.size` and `--config.pipeline.crop` change
 both (a crop of 0: whole pictures).
 
 Hardware: an accelerator with bfloat16. Cost and result at this size: not run.
@@ -18,6 +19,7 @@ from configs import pictures
 def get_config() -> ConfigDict:
     config = pictures.get_config()
     config.data = {"name": "mvtec", "path": "data/mvtec/hazelnut", "size": 256}
+    config.transform = {"name": "contrast"}
     config.pipeline.update({"flip": True, "crop": 128})
     config.model = {
         "name": "UNet",
@@ -30,5 +32,6 @@ def get_config() -> ConfigDict:
     }
     config.optimizer = {"learning_rate": 2e-4}
     config.training = {"num_steps": 20_000, "batch_size": 32, "checkpoint_every": 2000}
-    config.scoring.update({"batch_size": 16, "calibration_rows": 128, "smoothing": 4.0})
+    config.score.update({"num_draws": 2, "gradients": True})
+    config.scoring.update({"batch_size": 16, "calibration_rows": 1024, "combination": "memory", "smoothing": 12.0})
     return config

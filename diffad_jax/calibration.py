@@ -33,6 +33,10 @@ class Calibration(NamedTuple):
     log_mean: Array
     log_precision: Array
 
+    def usual(self) -> float:
+        """What a map of standardised levels gains where the error grows by the mean error of the normals."""
+        return float((self.mean / self.scale).mean())
+
 
 def calibrate(levels: np.ndarray) -> Calibration:
     """Fits the calibration on the levels of normals, [L, N], N >= 2.

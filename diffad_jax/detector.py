@@ -14,11 +14,10 @@ from scipy.ndimage import gaussian_filter
 
 from diffad_jax import compiler
 from diffad_jax.assembly import System
-from diffad_jax.calibration import COMBINATIONS
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.data.dataset import Rows
 from diffad_jax.errors import InputError
-from diffad_jax.evaluation import Reading, make_levels, make_reader
+from diffad_jax.evaluation import Reading, make_reader, make_scorer
 from diffad_jax.noise import fold_in, gaussian, keys_for
 from diffad_jax.patches import over_patches
 from diffad_jax.runs import scoring_of, start
@@ -39,9 +38,8 @@ class Trained(NamedTuple):
     def score(self, raw: Rows) -> np.ndarray:
         """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so."""
         settings = scoring_of(self.config)
-        levels = make_levels(self.system, self.params, self.config.seed, settings.batch_size)
-        found = jnp.asarray(levels(self.statistics.transform.view(raw)))
-        return np.asarray(COMBINATIONS[settings.combination](self.statistics.calibration, found))
+        arguments = (self.statistics.judge, settings.combination, self.config.seed, settings.batch_size)
+        return make_scorer(self.system, self.params, *arguments)(self.statistics.transform.view(raw))
 
     def read(self, raw: Rows) -> Iterator[Reading]:
         """Scores and smoothed heat maps of raw pictures [N, H, W, C], batch after batch, in bounded memory.
@@ -49,8 +47,7 @@ class Trained(NamedTuple):
         Where the score has no map, the maps are [B].
         """
         settings = scoring_of(self.config)
-        calibration = self.statistics.calibration
-        arguments = (calibration, settings.combination, self.config.seed, settings.batch_size)
+        arguments = (self.statistics.judge, settings.combination, self.config.seed, settings.batch_size)
         reader = make_reader(self.system, self.params, *arguments)
         for scores, maps in reader(self.statistics.transform.view(raw)):
             if settings.smoothing and maps.ndim == 3:

@@ -9,21 +9,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffad_jax import compiler
+from diffad_jax import compiler, memory
 from diffad_jax.assembly import System
 from diffad_jax.calibration import COMBINATIONS, Calibration, calibrate, per_datum, standardised_mean
 from diffad_jax.data.dataset import Rows
+from diffad_jax.memory import Memory
 from diffad_jax.metrics import threshold
 from diffad_jax.sharding import data_mesh, gather, on, own, replicate, split
 from diffad_jax.training import Params
 
+MEMORY = "memory"
+Judge = Calibration | Memory
+"""A memory where config.scoring.combination is "memory", else a calibration."""
+
 
 def make_levels(system: System, params: Params, seed: int, batch_size: int) -> Callable[[Rows], np.ndarray]:
     """A function from transformed data [N, ...] to the mean over pixels of each level, [L, N]."""
+    summaries = make_summaries(system, params, seed, batch_size, lambda maps: per_datum(maps).T)
+    return lambda x: summaries(x).T
+
+
+def make_summaries(
+    system: System, params: Params, seed: int, batch_size: int, summary: Callable[[Array], Array]
+) -> Callable[[Rows], np.ndarray]:
+    """A function from transformed data [N, ...] to summary(maps [L, B, ...]) -> [B, ...] of all of them, [N, ...]."""
     mesh, key = data_mesh(batch_size), jax.random.key(seed)
-    compiled = compiler.jit(on(mesh, lambda p, x, key: per_datum(system.score.maps(system.denoise(p), x, key)).T))
+    compiled = compiler.jit(on(mesh, lambda p, x, key: summary(system.score.maps(system.denoise(p), x, key))))
     params = replicate(params, mesh)
-    return lambda x: joined(lambda x: compiled(params, split(x, mesh), key), x, batch_size).T
+    return lambda x: joined(lambda x: compiled(params, split(x, mesh), key), x, batch_size)
 
 
 class Reading(NamedTuple):
@@ -33,23 +46,41 @@ class Reading(NamedTuple):
     maps: np.ndarray
 
 
-def make_reader(
-    system: System, params: Params, calibration: Calibration, combination: str, seed: int, batch_size: int
-) -> Callable[[Rows], Iterator[Reading]]:
-    """A function from transformed data [N, ...] to readings of at most batch_size data each, in order.
+def reading(judge: Judge, combination: str, maps: Array) -> Reading:
+    """The score's maps [L, B, ...] read by what the normals showed.
 
-    The heat map is the mean of the standardised levels, whatever `combination` makes of them for the score.
+    The heat map is that of the memory, or the mean of the standardised levels, whatever `combination` makes of them.
     """
+    if isinstance(judge, Memory):
+        found = memory.read(judge, maps)
+    else:
+        found = COMBINATIONS[combination](judge, per_datum(maps)), standardised_mean(judge, maps)
+    return Reading(*found)  # type: ignore[arg-type]
 
-    def reading(params: Params, calibration: Calibration, x: Array, key: Array) -> Reading:
-        maps = system.score.maps(system.denoise(params), x, key)
-        scores = COMBINATIONS[combination](calibration, per_datum(maps))
-        return Reading(scores, standardised_mean(calibration, maps))  # type: ignore[arg-type]
+
+def make_scorer(
+    system: System, params: Params, judge: Judge, combination: str, seed: int, batch_size: int
+) -> Callable[[Rows], np.ndarray]:
+    """A function from transformed data [N, ...] to scores [N]."""
+
+    def scores(maps: Array) -> Array:
+        return reading(judge, combination, maps).scores  # type: ignore[return-value]
+
+    return make_summaries(system, params, seed, batch_size, scores)
+
+
+def make_reader(
+    system: System, params: Params, judge: Judge, combination: str, seed: int, batch_size: int
+) -> Callable[[Rows], Iterator[Reading]]:
+    """A function from transformed data [N, ...] to readings of at most batch_size data each, in order."""
+
+    def read(params: Params, judge: Judge, x: Array, key: Array) -> Reading:
+        return reading(judge, combination, system.score.maps(system.denoise(params), x, key))
 
     mesh, key = data_mesh(batch_size), jax.random.key(seed)
-    compiled = compiler.jit(on(mesh, reading))
-    params, calibration = replicate((params, calibration), mesh)
-    return lambda x: in_batches(lambda x: compiled(params, calibration, split(x, mesh), key), x, batch_size)
+    compiled = compiler.jit(on(mesh, read))
+    params, judge = replicate((params, judge), mesh)
+    return lambda x: in_batches(lambda x: compiled(params, judge, split(x, mesh), key), x, batch_size)
 
 
 def in_batches(function: Callable[[np.ndarray], Any], x: Rows, batch_size: int) -> Iterator[Any]:
@@ -82,6 +113,17 @@ def in_batches(function: Callable[[np.ndarray], Any], x: Rows, batch_size: int) 
 def joined(function: Callable[[np.ndarray], Array], x: Rows, batch_size: int) -> np.ndarray:
     """The results [B, ...] of function over batches of x [N, ...] as one array [N, ...]; see `in_batches`."""
     return np.concatenate(list(in_batches(function, x, batch_size)))
+
+
+def fit_judge(
+    system: System, params: Params, normals: Rows, combination: str, seed: int, batch_size: int
+) -> tuple[Judge, float, np.ndarray]:
+    """What scores are judged by, fitted on transformed normals [N, ...]: judge, threshold, the normals' scores, sorted."""
+    if combination != MEMORY:
+        return fit_calibration(make_levels(system, params, seed, batch_size)(normals), combination)
+    statistics = make_summaries(system, params, seed, batch_size, memory.local_statistics)(normals)
+    judge, scores = memory.remember(statistics, seed)
+    return judge, threshold(scores), np.sort(scores)
 
 
 def fit_calibration(

@@ -99,11 +99,9 @@ def colours(statistics: Statistics, maps: np.ndarray) -> np.ndarray:
     """Heat maps [B, H, W] -> uint8 [B, H, W, 3] on one scale for all pictures, fixed by the training normals.
 
     Black (matplotlib's "magma") is the mean error of the normals or less, the brightest colour BRIGHTEST times that or more:
-    a map is the mean over levels of (error - mean) / scale, which BRIGHTEST times the mean brings to
-    (BRIGHTEST - 1) mean(mean / scale).
+    BRIGHTEST times the mean lies BRIGHTEST - 1 means above it. With a memory it is distances in place of errors.
     """
-    usual = np.asarray(statistics.calibration.mean / statistics.calibration.scale)
-    top = (BRIGHTEST - 1) * usual.mean() or 1.0
+    top = (BRIGHTEST - 1) * statistics.judge.usual() or 1.0
     return np.asarray(colormaps["magma"](np.clip(maps / top, 0, 1), bytes=True))[..., :3]
 
 

@@ -18,8 +18,9 @@ from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Chosen, Dataset
 from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.errors import InputError
-from diffad_jax.evaluation import fit_calibration, make_levels
+from diffad_jax.evaluation import MEMORY, fit_judge
 from diffad_jax.loop import fit
+from diffad_jax.memory import local_statistics
 from diffad_jax.noise import keys_for
 from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, on, own, split
 from diffad_jax.training import Loss, Params, TrainState, init_state, make_optimizer, make_train_step
@@ -47,11 +48,11 @@ class Training(NamedTuple):
 class Scoring(NamedTuple):
     """config.scoring: how scores become one number, and what reports show.
 
-    batch_size: data scored at once. calibration_rows: training normals that the calibration and the threshold are fitted on;
-    where config.training.validation_rows holds some out, it is those.
-    combination: "standardised_mean" or "typicality", see `calibration`. smoothing: standard deviation in pixels of the
-    Gaussian that smooths heat maps. picture_time, picture_steps: from which time, and in how many steps, the
-    reconstructions of a report are made.
+    batch_size: data scored at once. calibration_rows: training normals that the calibration, or the memory, and the threshold
+    are fitted on; where config.training.validation_rows holds some out, it is those.
+    combination: "standardised_mean" or "typicality", see `calibration`, or "memory", see `memory`.
+    smoothing: standard deviation in pixels of the Gaussian that smooths heat maps. picture_time, picture_steps: from which
+    time, and in how many steps, the reconstructions of a report are made.
     """
 
     batch_size: int = 256
@@ -95,15 +96,15 @@ def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable
     return system, init, step, training
 
 
-def check(system: System, params: Params, shape: tuple[int, ...]) -> None:
+def check(system: System, params: Params, shape: tuple[int, ...], combination: str) -> None:
     """Traces loss, score and sampler without computing, so that what they refuse is refused before anything is written."""
 
     def trace(params: Params, key: Array) -> tuple[Array, Array, Array]:
         x, denoise = jnp.zeros((1, *system.shape)), system.denoise(params)
-        loss, maps = (
-            system.loss(params, x, jnp.zeros(1), key[None]),
-            system.score.maps(denoise, jnp.zeros((1, *shape)), key),
-        )
+        maps = system.score.maps(denoise, jnp.zeros((1, *shape)), key)
+        if combination == MEMORY:
+            maps = local_statistics(maps)
+        loss = system.loss(params, x, jnp.zeros(1), key[None])
         return loss, maps, samplers.sample(system.sampler, denoise, x, samplers.uniform(1), key)
 
     jax.eval_shape(trace, params, jax.random.key(0))
@@ -121,7 +122,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     transform = transforms.fit(train=dataset.train, **config.transform)
     scoring, pipeline = scoring_of(config), pipeline_of(config, dataset.train.shape[1:])
     system, state, step, settings = start(config, dataset.train.shape[1:])
-    check(system, state.params, dataset.train.shape[1:])
+    check(system, state.params, dataset.train.shape[1:], scoring.combination)
     parallel = parallel_of(config, settings)
     chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows)
     if writes:
@@ -147,10 +148,11 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         progress=dataset.name if progress and writes else None,
     )
     calibrating = held_out if len(held_out) else _evenly_spaced(len(rows), scoring.calibration_rows)
-    levels = make_levels(system, fitted.state.ema, config.seed, scoring.batch_size)(rows[calibrating])
+    arguments = (scoring.combination, config.seed, scoring.batch_size)
+    judged = fit_judge(system, fitted.state.ema, rows[calibrating], *arguments)
     facts = {"n_train": len(rows), "seconds_train": fitted.seconds}
     if writes:
-        Statistics(transform, *fit_calibration(levels, scoring.combination), facts).save(workdir)
+        Statistics(transform, *judged, facts).save(workdir)
 
 
 def make_validate(loss: Loss, x_0: np.ndarray, seed: int, batch_size: int) -> Callable[[Params], Array]:
@@ -200,9 +202,9 @@ def scoring_of(config: ConfigDict) -> Scoring:
     """config.scoring, checked."""
     scoring: Scoring = build("scoring", {"Scoring": Scoring}, {"name": "Scoring", **config.scoring})
     _check_counts("scoring", scoring)
-    if scoring.combination not in COMBINATIONS:
+    if scoring.combination not in (known := [*COMBINATIONS, MEMORY]):
         raise InputError(
-            f"config.scoring.combination: found {scoring.combination!r}; {nearest(scoring.combination, COMBINATIONS)}"
+            f"config.scoring.combination: found {scoring.combination!r}; {nearest(scoring.combination, known)}"
         )
     return scoring
 

@@ -65,6 +65,18 @@ def ssim(x: Array, y: Array, window: int = 7) -> Array:
     return 1 - similarity.mean(axis=-1)
 
 
+def squared_steps(x: Array) -> tuple[Array, Array]:
+    """Squared differences from the next pixel down and across, [B, H, W, C] -> two of [B, H, W]; 0 at the far border.
+
+    Raises InputError where x are no pictures.
+    """
+    if x.ndim != 4:
+        raise InputError(f"gradients=True needs pictures [B, H, W, C], found shape {x.shape}")
+    down = jnp.pad(jnp.diff(x, axis=1), ((0, 0), (0, 1), (0, 0), (0, 0)))
+    across = jnp.pad(jnp.diff(x, axis=2), ((0, 0), (0, 0), (0, 1), (0, 0)))
+    return (down**2).mean(axis=-1), (across**2).mean(axis=-1)
+
+
 Distance = Callable[[Array, Array], Array]
 DISTANCES: dict[str, Distance] = {"l2": l2, "l1": l1, "ssim": ssim}
 
@@ -106,6 +118,7 @@ def reconstruction(
     num_draws: int = 1,
     distance: str = "l2",
     bias: bool = False,
+    gradients: bool = False,
 ) -> Score:
     """The paper's score: the distance between x_0 and its reconstruction from partial noise.
 
@@ -114,14 +127,18 @@ def reconstruction(
     deterministic sampler is the one-step denoising error, d(x_0, x_0_theta(x_t, t*)).
     bias: after the L levels of the error come L of d(x_0, mean of the draws' reconstructions): what is left when the share of
     the noise is averaged away (error = bias + variance where d is "l2").
-    Raises InputError where bias is asked of a single draw, whose bias is the error.
+    gradients: after those come L and L of the `squared_steps`, down and across, of b = x_0 - mean of the reconstructions.
+    With |b|^2 their means over a window tell how strong, how fine and in which direction what is not reconstructed runs.
+    Raises InputError where bias is asked of a single draw, whose bias is the error, or gradients without bias.
     """
     measure = distance_named(distance)
     if bias and num_draws < 2:
         raise InputError(f"num_draws: found {num_draws}, bias=True needs 2 or more")
+    if gradients and not bias:
+        raise InputError("gradients=True: they are those of the bias, which needs bias=True")
 
     def score(denoise: Denoise, x_0: Array, key: Array) -> Array:
-        def level(t: Array) -> tuple[Array, Array]:
+        def level(t: Array) -> tuple[Array, ...]:
             def draw(total: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
                 sign = 1 - 2 * (number % 2).astype(x_0.dtype)
                 _, x = reconstruct(process, sampler, denoise, x_0, t, num_steps, fold_in(key, number // 2), sign)
@@ -129,10 +146,11 @@ def reconstruction(
 
             zeros = jnp.zeros_like(measure(x_0, x_0)), jnp.zeros_like(x_0)
             (error, x), _ = jax.lax.scan(draw, zeros, jnp.arange(num_draws))
-            return error / num_draws, measure(x_0, x / num_draws)
+            mean = x / num_draws
+            found = (error / num_draws, *([measure(x_0, mean)] if bias else []))
+            return (*found, *(squared_steps(x_0 - mean) if gradients else ()))
 
-        errors, biases = jax.lax.map(level, jnp.asarray(times, x_0.dtype))
-        return jnp.concatenate([errors, biases]) if bias else errors
+        return jnp.concatenate(jax.lax.map(level, jnp.asarray(times, x_0.dtype)))
 
     return Score(score, len(times) * num_draws * num_steps * sampler.evaluations)
 
@@ -143,9 +161,10 @@ def one_step(
     num_draws: int = 8,
     distance: str = "l2",
     bias: bool = False,
+    gradients: bool = False,
 ) -> Score:
     """The denoising error d(x_0, x_0_theta(x_t, t)) at each noise level of `times`; see `reconstruction`."""
-    return reconstruction(process, samplers.ddim(process), times, 1, num_draws, distance, bias)
+    return reconstruction(process, samplers.ddim(process), times, 1, num_draws, distance, bias, gradients)
 
 
 def encode_decode(

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from diffad_jax.calibration import Calibration
 from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
+from diffad_jax.memory import Memory
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -70,26 +71,27 @@ def load_config(workdir: Path) -> ConfigDict:
 
 
 class Statistics:
-    """What was learnt of the training normals besides the parameters: transform, calibration, threshold and counts.
+    """What was learnt of the training normals besides the parameters: transform, judge, threshold and counts.
 
-    normal_scores: [N], the scores of the normals that the calibration was fitted on, sorted.
+    judge: see `evaluation.Judge`.
+    normal_scores: [N], the scores of the normals that the judge was fitted on, sorted.
     """
 
     def __init__(
         self,
         transform: Transform,
-        calibration: Calibration,
+        judge: Calibration | Memory,
         threshold: float,
         normal_scores: np.ndarray,
         facts: Mapping[str, float],
     ):
-        self.transform, self.calibration, self.threshold = transform, calibration, threshold
+        self.transform, self.judge, self.threshold = transform, judge, threshold
         self.normal_scores, self.facts = normal_scores, dict(facts)
 
     def save(self, workdir: Path) -> None:
         """Writes statistics.npz."""
         arrays = {f"transform/{key}": value for key, value in self.transform.to_arrays().items()}
-        arrays |= {f"calibration/{key}": np.asarray(value) for key, value in self.calibration._asdict().items()}
+        arrays |= {f"calibration/{key}": np.asarray(value) for key, value in self.judge._asdict().items()}
         arrays |= {f"facts/{key}": np.asarray(value) for key, value in self.facts.items()}
         partial = workdir / ".statistics.partial.npz"
         np.savez(partial, threshold=self.threshold, normal_scores=self.normal_scores, **arrays)  # type: ignore[arg-type]
@@ -113,9 +115,10 @@ class Statistics:
                     groups[group][name] = stored[key]
             facts = {key: float(value) for key, value in groups["facts"].items()}
             transform = Transform.from_arrays(groups["transform"])
+            kind = Memory if "bank" in groups["calibration"] else Calibration
             return cls(
                 transform,
-                Calibration(**{k: jnp.asarray(v) for k, v in groups["calibration"].items()}),
+                kind(**{k: jnp.asarray(v) for k, v in groups["calibration"].items()}),
                 float(stored["threshold"]),
                 stored["normal_scores"],
                 facts,

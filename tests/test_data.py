@@ -357,9 +357,21 @@ def test_identical_normals_are_only_centred() -> None:
         np.testing.assert_allclose(transforms.fit(name, same).apply(same + 1), 1, rtol=1e-6)
 
 
+def test_contrast_takes_exposure_away_and_leaves_the_noise_of_an_empty_picture_small() -> None:
+    pictures = np.random.default_rng(0).normal(100, 20, (9, 8, 8, 1))
+    transform = transforms.fit("contrast", pictures)
+    found = transform.apply(pictures)
+    np.testing.assert_allclose(found.mean(axis=(1, 2, 3)), 0, atol=1e-6)
+    np.testing.assert_allclose(found.std(axis=(1, 2, 3)), 0.5, rtol=1e-5)
+    np.testing.assert_allclose(transform.apply(0.3 * pictures + 7), found, atol=1e-5)
+    empty = transform.apply(100 + 1e-3 * pictures)
+    assert 0 < empty.std() < 0.01 and not transform.apply(np.ones((1, 8, 8, 1))).any()
+
+
 def test_transforms_survive_savez(wide: np.ndarray, tmp_path: Path) -> None:
     kinds: dict[str, dict[str, Any]] = {
         "range": {"low": -1e5, "high": 1e5},
+        "contrast": {},
         "standardise": {},
         "whiten": {"pooling": 0.3, "shrinkage": 0.3},
     }
@@ -369,7 +381,7 @@ def test_transforms_survive_savez(wide: np.ndarray, tmp_path: Path) -> None:
         with np.load(tmp_path / "t.npz", allow_pickle=False) as arrays:
             restored = transforms.Transform.from_arrays(arrays)
         assert restored.name == name and np.array_equal(restored.apply(wide), transform.apply(wide))
-    with pytest.raises(InputError, match="expected name, shape, center"):
+    with pytest.raises(InputError, match="expected name, shape, and floor or center"):
         transforms.Transform.from_arrays({"name": np.array("range")})
 
 
@@ -381,7 +393,7 @@ def test_transforms_refuse_what_they_were_not_fitted_for(wide: np.ndarray) -> No
         with pytest.raises(InputError, match=message):
             transform.apply(bad)
     cases: list[tuple[str, dict[str, Any], str]] = [
-        ("zca", {}, "'range', 'standardise', 'whiten'"),
+        ("zca", {}, "'range', 'contrast', 'standardise', 'whiten'"),
         ("whiten", {"l3": True}, "l3"),
         ("whiten", {"pooling": -1.0}, "pooling = -1.0, allowed are numbers from 0"),
         ("range", {"low": 0}, "high"),

@@ -18,13 +18,13 @@ ORDER = [
         {"losses"},
         {"samplers"},
     ],
-    *[{"scores"}, {"calibration", "patches"}, {"dte"}, {"models"}, {"training"}, {"data"}],
+    *[{"scores"}, {"calibration", "patches"}, {"memory"}, {"dte"}, {"models"}, {"training"}, {"data"}],
     *[{"metrics", "pixel_metrics", "pseudo"}, {"baselines"}, {"figures"}, {"report"}, {"checkpoint"}, {"logs"}],
     *[{"sharding"}, {"assembly"}, {"loop"}, {"evaluation"}, {"workdir"}, {"runs"}, {"detector"}, {"folder_scores"}],
     *[{"methods"}, {"table"}, {"table_report", "scalability"}],
 ]
 RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
-MATHEMATICS = ["process", "noise", "parametrisation", "losses", "samplers", "scores", "calibration"]
+MATHEMATICS = ["process", "noise", "parametrisation", "losses", "samplers", "scores", "calibration", "memory"]
 
 
 def files(module: str) -> list[Path]:

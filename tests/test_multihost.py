@@ -105,7 +105,7 @@ def test_two_processes_train_what_one_trains(workdirs: dict[str, Path]) -> None:
     assert max(leaf.size for leaf in jax.tree.leaves(two.params)) >= 2**16
     # Scored and calibrated by both together.
     np.testing.assert_allclose(one.statistics.threshold, two.statistics.threshold, rtol=1e-3)
-    np.testing.assert_allclose(one.statistics.calibration.mean, two.statistics.calibration.mean, rtol=1e-3)
+    np.testing.assert_allclose(one.statistics.judge.mean, two.statistics.judge.mean, rtol=1e-3)
 
 
 def test_both_processes_save_and_only_one_of_them_writes_the_log(workdirs: dict[str, Path]) -> None:

@@ -119,7 +119,7 @@ def test_heat_maps_share_the_scale_of_the_normals(workdir: Path, photos: Path, d
         expected = colours(trained.statistics, reading.maps)[0]
         found = np.asarray(Image.open(out / "heat_maps" / f"{name}.png"))
         assert found.shape == (SIZE, SIZE, 3) and np.abs(found.astype(int) - expected).max() <= 2
-    statistics, calibration = trained.statistics, trained.statistics.calibration
+    statistics, calibration = trained.statistics, trained.statistics.judge
     # One level: the map of an error e is (e - mean) / scale.
     errors = np.array([0.0, 1.0, 3.0, 5.0, 9.0]) * float(calibration.mean[0])
     shown = colours(statistics, ((errors - calibration.mean[0]) / calibration.scale[0])[None, None])[0, 0].sum(axis=-1)

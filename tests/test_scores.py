@@ -133,6 +133,27 @@ def test_error_is_bias_and_variance() -> None:
         scores.one_step(p, num_draws=1, bias=True)
 
 
+def test_gradients_tell_the_direction_of_what_is_not_reconstructed() -> None:
+    """A denoiser that answers 0 leaves the picture itself as bias."""
+    p = PROCESSES["cosine"]
+    x_0 = np.random.default_rng(0).normal(size=(2, 6, 5, 3)).astype(np.float32)
+
+    def denoise(x_t: Array, t: Array) -> Prediction:
+        return Prediction(jnp.zeros_like(x_t), x_t)
+
+    found = maps(scores.one_step(p, (0.3, 0.5), 2, bias=True, gradients=True), denoise, x_0)
+    assert found.shape == (8, 2, 6, 5)
+    bias, down, across = found[2:4], found[4:6], found[6:8]
+    assert_allclose(bias, np.broadcast_to((x_0**2).mean(axis=-1), bias.shape), rtol=1e-5)
+    assert_allclose(down[0, :, :-1], (np.diff(x_0, axis=1) ** 2).mean(axis=-1), rtol=1e-5)
+    assert_allclose(across[1, :, :, :-1], (np.diff(x_0, axis=2) ** 2).mean(axis=-1), rtol=1e-5)
+    assert (down[:, :, -1] == 0).all() and (across[..., -1] == 0).all()
+    with pytest.raises(InputError, match="needs bias=True"):
+        scores.one_step(p, gradients=True)
+    with pytest.raises(InputError, match="needs pictures"):
+        maps(scores.one_step(p, bias=True, gradients=True), denoise, x_0[:, 0, 0])
+
+
 def test_reconstruct_gives_both_pictures() -> None:
     """With shared noise, and the exact flow of what was noised for a reconstruction."""
     p, x_0 = PROCESSES["cosine"], np.asarray(MEAN + np.array([[1.0], [-1.0]]) * DEVIATION, np.float32)

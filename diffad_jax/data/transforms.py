@@ -17,9 +17,9 @@ MAX_WHITEN_WIDTH = 8192
 
 
 class Transform(NamedTuple):
-    """A fitted affine map of a datum of `shape`; `arrays` holds all that `apply` needs.
+    """A fitted map of a datum of `shape`; `arrays` holds all that `apply` needs.
 
-    With x flattened: (x - center) * scale or (x - center) @ matrix.
+    With x flattened: (x - center) * scale, (x - center) @ matrix, or (x - mean(x)) / max(std(x), floor) / 2.
     """
 
     name: str
@@ -34,10 +34,15 @@ class Transform(NamedTuple):
         _check(x, self.shape)
         result = np.empty(x.shape, np.float32)
         for start, stop in chunks(x):
-            rows = _rows(x, start, stop) - self.arrays["center"]
-            rows = rows @ self.arrays["matrix"] if "matrix" in self.arrays else rows * self.arrays["scale"]
-            result[start:stop] = rows.reshape(-1, *self.shape)
+            result[start:stop] = self._apply(_rows(x, start, stop)).reshape(-1, *self.shape)
         return result
+
+    def _apply(self, rows: np.ndarray) -> np.ndarray:
+        if "floor" in self.arrays:
+            rows = rows - rows.mean(axis=1, keepdims=True)
+            return rows / (2 * np.maximum(rows.std(axis=1, keepdims=True), self.arrays["floor"]))
+        rows = rows - self.arrays["center"]
+        return rows @ self.arrays["matrix"] if "matrix" in self.arrays else rows * self.arrays["scale"]
 
     def view(self, x: Rows) -> Rows:
         """`apply` of raw x [n, ...]: at once where x is an array, row by row as they are read where x lies on disk."""
@@ -51,9 +56,10 @@ class Transform(NamedTuple):
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Transform":
         """The transform whose `to_arrays` gave these arrays; raises InputError when one of them is missing."""
         keys = set(arrays)
-        if not {"name", "shape", "center"} <= keys or not keys & {"scale", "matrix"}:
+        affine = "center" in keys and keys & {"scale", "matrix"}
+        if not {"name", "shape"} <= keys or not (affine or "floor" in keys):
             raise InputError(
-                f"transform: found the arrays {sorted(keys)}, expected name, shape, center and scale or matrix"
+                f"transform: found the arrays {sorted(keys)}, expected name, shape, and floor or center and scale or matrix"
             )
         rest = {str(key): np.asarray(arrays[key]) for key in keys - {"name", "shape"}}
         return cls(str(arrays["name"]), tuple(int(n) for n in arrays["shape"]), rest)
@@ -85,6 +91,10 @@ def fit(name: str, train: Rows, **options: Any) -> Transform:
     """Fit the transform `name` on training normals [N, ...].
 
     "range" (low, high): 2 (x - low) / (high - low) - 1, so [low, high] -> [-1, 1]; later values are not clipped.
+    "contrast": (x - mean(x)) / (2 max(std(x), floor)), mean and deviation of the datum itself: how bright and contrasty a
+    picture was taken counts for nothing (global contrast normalisation, as in Ruff et al. 2018, "Deep one-class
+    classification", section 4). The floor, a tenth of the median deviation of the training normals, keeps the noise of an
+    empty picture small.
     "standardise": (x - mean) / std per column; a constant column is divided by 1.
     "whiten" (pooling = 1.0, shrinkage = 0.0): ((x - mean) / s) W, PCA whitening by the shrunk covariance C of the scaled
     normals: W = V L^(-1/2) with C = V L V^T, leading components first, so that normals have about unit covariance even for
@@ -122,6 +132,11 @@ def _fit_range(train: Rows, low: float, high: float) -> Arrays:
     return {"center": np.array((low + high) / 2.0), "scale": np.array(2.0 / (high - low))}
 
 
+def _fit_contrast(train: Rows) -> Arrays:
+    deviations = np.concatenate([_rows(train, start, stop).std(axis=1) for start, stop in chunks(train)])
+    return {"floor": np.array(np.median(deviations) / 10 or 1.0)}
+
+
 def _fit_standardise(train: Rows) -> Arrays:
     mean, variance = _moments(train)
     variance[variance == 0] = 1.0
@@ -154,6 +169,7 @@ def _fit_whiten(train: Rows, pooling: float = 1.0, shrinkage: float = 0.0) -> Ar
 
 FITS: dict[str, Callable[..., Arrays]] = {
     "range": _fit_range,
+    "contrast": _fit_contrast,
     "standardise": _fit_standardise,
     "whiten": _fit_whiten,
 }

@@ -1,0 +1,137 @@
+"""A memory of normals, place by place: how far is each part of a picture from every part of a normal one?
+
+The maps of a score are read in overlapping windows. What a window says, the logarithms of its means, is compared with what
+windows of training normals said; the squared distance to the nearest is the anomaly map. It is the non-parametric
+estimate of diffusion time (`dte.non_parametric` with one neighbour) of a part in place of a whole datum, in whitened
+statistics of the denoiser in place of raw values. One Gaussian a place, the alternative, is blind where normals are of
+several kinds. Source of the bank of patches: Roth et al. 2022, "Towards total recall in industrial anomaly detection",
+section 3, whose features are those of a network that was trained on ImageNet.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffad_jax.calibration import TINY
+from diffad_jax.errors import InputError
+
+PLACES = 32  # along a side, about
+WINDOW = 4  # places along a window's side: an eighth of the picture
+BANK_ROWS = 2**20  # all windows of a thousand pictures; fewer find less (docs/pictures.md)
+CHUNK = 1024
+SHRINKAGE = 0.2
+TOP = 0.01
+
+
+class Memory(NamedTuple):
+    """What is kept of normals with F statistics at h x w places.
+
+    mean, scale: [h, w, F], of each statistic at each place. whitening: [F, F]. bank: [M, F], whitened statistics. unit: [],
+    the mean distance of a place of a normal from other normals.
+    """
+
+    mean: Array
+    scale: Array
+    whitening: Array
+    bank: Array
+    unit: Array
+
+    def usual(self) -> float:
+        """What `read` adds to a map where a distance grows by the mean one of the normals."""
+        return 1.0
+
+
+def local_statistics(maps: Array) -> Array:
+    """[L, B, H, W] -> [B, h, w, 2 L]: logarithms of the means over windows, and the same less the picture's median of each.
+
+    The second half does not change with a picture's exposure, the first knows of it. Windows of an eighth of a side lie
+    about H / 32 pixels apart and are cut off at the border.
+    Raises InputError where maps are no pictures.
+    """
+    if maps.ndim != 4:
+        raise InputError("config.scoring.combination: 'memory' needs a score with maps of pictures, found one without")
+    stride = tuple(max(1, size // PLACES) for size in maps.shape[2:])
+    window = tuple(min(WINDOW * step, size) for step, size in zip(stride, maps.shape[2:], strict=True))
+
+    def total(x: Array) -> Array:
+        return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 1, *window), (1, 1, *stride), "SAME")
+
+    means = total(maps) / total(jnp.ones_like(maps[:1, :1]))
+    found = jnp.moveaxis(jnp.log(jnp.maximum(means, TINY)), 0, -1)
+    return jnp.concatenate([found, found - jnp.median(found, axis=(1, 2), keepdims=True)], axis=-1)
+
+
+def remember(statistics: np.ndarray, seed: int) -> tuple[Memory, np.ndarray]:
+    """The memory of normals with the given local statistics [N, h, w, F], N >= 4, and the scores [N] of those normals.
+
+    Each of two random halves is scored by the memory of the other, since a window would find itself in its own. Statistics
+    are standardised at each place, then whitened by their correlations C over all places, shrunk to 0.8 C + 0.2 I. The bank
+    holds all windows, or 2^20 of them drawn with `seed`.
+    Raises InputError on fewer than 4 normals.
+    """
+    if len(statistics) < 4:
+        raise InputError(f"config.scoring: combination 'memory' needs 4 normals or more, found {len(statistics)}")
+    halves = np.array_split(np.random.default_rng(seed).permutation(len(statistics)), 2)
+    distances = np.empty(statistics.shape[:3], np.float32)
+    for own, other in (halves, halves[::-1]):
+        distances[own] = _in_parts(_remember(statistics[other], seed), statistics[own])
+    memory = _remember(statistics, seed)._replace(unit=jnp.float32(max(distances.mean(), TINY)))
+    return memory, np.asarray(_of_picture(memory, jnp.asarray(distances)))
+
+
+def read(memory: Memory, maps: Array) -> tuple[Array, Array]:
+    """Maps [L, B, H, W] of a score -> (scores [B], anomaly maps [B, H, W]).
+
+    At each place d / m - 1, d the squared distance to the nearest window of the bank (`nearest`) and m the `unit`: about 0
+    for normals. The score is the mean of the highest hundredth of the places, the map is interpolated between them.
+    """
+    distances = nearest(memory, local_statistics(maps))
+    shape = (maps.shape[1], *maps.shape[2:])
+    return _of_picture(memory, distances), jax.image.resize(distances / memory.unit - 1, shape, "linear")
+
+
+def nearest(memory: Memory, statistics: Array) -> Array:
+    """min_i |q - b_i|^2 / F over the bank, q the whitened statistics: [B, h, w, F] -> [B, h, w]."""
+    count, features = memory.bank.shape
+    query = ((statistics - memory.mean) / memory.scale) @ memory.whitening
+    filled = jnp.pad(memory.bank, ((0, -count % CHUNK), (0, 0)), mode="edge").reshape(-1, CHUNK, features)
+
+    def closer(least: Array, rows: Array) -> tuple[Array, None]:
+        # |q|^2, the same for all rows, is added at the end.
+        square = (rows**2).sum(axis=1) - 2 * jnp.dot(query, rows.T, precision="highest")
+        return jnp.minimum(least, square.min(axis=-1)), None
+
+    least, _ = jax.lax.scan(closer, jnp.full(query.shape[:-1], jnp.inf, query.dtype), filled)
+    return jnp.maximum(least + (query**2).sum(axis=-1), 0.0) / features
+
+
+def _of_picture(memory: Memory, distances: Array) -> Array:
+    """[B, h, w] -> [B]: the mean of the highest hundredth, in units of the normals."""
+    places = distances.reshape(len(distances), -1)
+    highest, _ = jax.lax.top_k(places, max(1, round(TOP * places.shape[1])))
+    return highest.mean(axis=1) / memory.unit - 1
+
+
+def _remember(statistics: np.ndarray, seed: int) -> Memory:
+    features = statistics.shape[-1]
+    mean, scale = statistics.mean(axis=0), statistics.std(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    rows = ((statistics - mean) / scale).reshape(-1, features)
+    correlation = (1 - SHRINKAGE) * (rows.T @ rows) / len(rows) + SHRINKAGE * np.eye(features)
+    values, vectors = np.linalg.eigh(correlation)
+    whitening = vectors / np.sqrt(values)
+    if len(rows) > BANK_ROWS:
+        rows = rows[np.random.default_rng(seed).choice(len(rows), BANK_ROWS, replace=False)]
+    arrays = mean, scale, whitening, rows @ whitening, 1.0
+    return Memory(*(jnp.asarray(array, jnp.float32) for array in arrays))
+
+
+_nearest = jax.jit(nearest)
+
+
+def _in_parts(memory: Memory, statistics: np.ndarray, size: int = 32) -> np.ndarray:
+    parts = [np.asarray(_nearest(memory, statistics[i : i + size])) for i in range(0, len(statistics), size)]
+    return np.concatenate(parts)

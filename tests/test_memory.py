@@ -1,0 +1,137 @@
+"""The memory of normals: distances of places, their scores, and a whole run that finds and locates scratches."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from numpy.testing import assert_allclose
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from diffad_jax import detector, memory, runs
+from diffad_jax.data.folders import mvtec
+from diffad_jax.errors import InputError
+from diffad_jax.folder_scores import BRIGHTEST, colours
+from diffad_jax.memory import Memory, local_statistics, nearest, read, remember
+from diffad_jax.pixel_metrics import pixel_auroc
+
+SIZE = 64
+
+
+def normal_maps(count: int, seed: int) -> np.ndarray:
+    """Maps [2, count, 64, 64] of two kinds of normals, which differ by a factor of 50."""
+    rng = np.random.default_rng(seed)
+    kind = np.where(np.arange(count) % 2, 50.0, 1.0)[:, None, None]
+    return np.asarray(rng.chisquare(4, (2, count, SIZE, SIZE)) * kind, np.float32)
+
+
+def test_statistics_are_logarithms_of_window_means_with_and_without_exposure() -> None:
+    maps = normal_maps(3, 0)
+    found = np.asarray(local_statistics(jnp.asarray(maps)))
+    assert found.shape == (3, 32, 32, 4)
+    # Windows of 8 pixels begin 3 before every second pixel, as "SAME" has it.
+    assert_allclose(found[1, 5, 7, 0], np.log(maps[0, 1, 7:15, 11:19].mean()), rtol=1e-5)
+    assert_allclose(found[1, 0, 0, 1], np.log(maps[1, 1, :5, :5].mean()), rtol=1e-5)
+    assert_allclose(found[..., 2:], found[..., :2] - np.median(found[..., :2], axis=(1, 2), keepdims=True), atol=1e-5)
+    exposed = np.asarray(local_statistics(jnp.asarray(9 * maps)))
+    assert_allclose(exposed[..., :2] - found[..., :2], np.log(9), atol=1e-4)
+    assert_allclose(exposed[..., 2:], found[..., 2:], atol=1e-4)
+    assert local_statistics(jnp.ones((1, 1, 8, 40))).shape == (1, 8, 40, 2)
+    with pytest.raises(InputError, match="'memory' needs a score with maps of pictures"):
+        local_statistics(jnp.ones((2, 5)))
+
+
+def test_distance_is_that_to_the_nearest_row_of_the_bank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CHUNK", 16)
+    rng = np.random.default_rng(0)
+    mean, scale = rng.normal(size=(4, 4, 3)), rng.uniform(1, 2, (4, 4, 3))
+    whitening, bank = rng.normal(size=(3, 3)), rng.normal(size=(50, 3))
+    x = rng.normal(size=(2, 4, 4, 3))
+    query = (x - mean) / scale @ whitening
+    expected = ((query[..., None, :] - bank) ** 2).sum(axis=-1).min(axis=-1) / 3
+    made = Memory(*(jnp.asarray(a, jnp.float32) for a in (mean, scale, whitening, bank, 1.0)))
+    assert_allclose(nearest(made, jnp.asarray(x, jnp.float32)), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_what_lies_between_two_kinds_of_normals_is_found_where_it_is() -> None:
+    """Strong errors are normal in one kind of picture, weak ones in the other; a mean and a deviation have no room for it."""
+    maps, test = normal_maps(40, 0), normal_maps(20, 1)
+    made, normal_scores = remember(np.asarray(local_statistics(jnp.asarray(maps))), seed=0)
+    damaged = test.copy()
+    damaged[:, ::2, 40:56, 8:24] *= 7  # between 1 and 50
+    damaged[:, 1::2, 40:56, 8:24] /= 7
+    scores, normal = read(made, jnp.asarray(test))
+    anomalous, shown = (np.asarray(found) for found in read(made, jnp.asarray(damaged)))
+    assert shown.shape == (20, SIZE, SIZE)
+    masks = np.zeros(shown.shape, bool)
+    masks[:, 40:56, 8:24] = True
+    assert pixel_auroc(masks, shown) > 0.97
+    assert anomalous.min() > np.asarray(scores).max()
+    # Scores of the training normals are those of normals never seen: none of them found itself. Half a memory knows less.
+    assert normal_scores.min() > 0 and np.mean(np.asarray(scores) > np.quantile(normal_scores, 0.95)) <= 0.1
+    assert -0.6 < np.mean(normal) < 0.1
+    with pytest.raises(InputError, match="needs 4 normals or more, found 3"):
+        remember(np.zeros((3, 2, 2, 2), np.float32), seed=0)
+
+
+def test_maps_without_spread_stay_finite() -> None:
+    made, scores = remember(np.asarray(local_statistics(jnp.ones((2, 4, 16, 16)))), seed=0)
+    assert np.isfinite(scores).all() and np.isfinite(np.asarray(read(made, jnp.zeros((2, 1, 16, 16)))[1])).all()
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Brushed plates of any exposure in MVTec-AD's layout, some of them scratched across."""
+    root, rng = tmp_path_factory.mktemp("plates"), np.random.default_rng(0)
+    for split, count in (("train/good", 60), ("test/good", 20), ("test/scratch", 20)):
+        (root / split).mkdir(parents=True)
+        (root / "ground_truth/scratch").mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            x = np.repeat(rng.normal(0, 1, (1, SIZE)), SIZE, axis=0) + 0.3 * rng.normal(size=(SIZE, SIZE))
+            mask = np.zeros((SIZE, SIZE), bool)
+            if "scratch" in split:
+                top, left = rng.integers(4, SIZE - 28, 2)
+                mask[top : top + 6, left : left + 24] = True
+                x[mask] = rng.normal(0, 1, (6, 1)).repeat(24, axis=1).ravel()
+                Image.fromarray(mask).save(root / f"ground_truth/scratch/{i:03}_mask.png")
+            pixels = rng.uniform(90, 160) + rng.uniform(8, 25) * x
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / f"{split}/{i:03}.png")
+    return root
+
+
+def test_a_run_with_a_memory_finds_scratches_and_draws_them(tiles: Path, tmp_path: Path) -> None:
+    """No exposure is normal or anomalous here, and no brightness: only the direction of a stroke is."""
+    config = tiny.get_config()
+    config.data = {"name": "mvtec", "path": str(tiles), "size": SIZE}
+    config.transform = {"name": "contrast"}
+    config.denoiser.sigma_data = 0.5
+    config.model.update({"channels": 16, "channel_multipliers": (1, 2), "patch_size": 2})
+    config.training.num_steps = 100
+    config.score = {"name": "one_step", "times": (0.3, 0.4), "num_draws": 2, "bias": True, "gradients": True}
+    config.scoring.update({"combination": "memory", "batch_size": 16})
+    dataset = mvtec(tiles, SIZE)
+    runs.train(config, dataset, tmp_path, progress=False)
+    trained = detector.load(tmp_path)
+    assert isinstance(trained.statistics.judge, Memory)
+    scores, maps = (np.concatenate(parts) for parts in zip(*trained.read(dataset.test), strict=True))
+    assert_allclose(trained.score(dataset.test), scores, rtol=1e-3, atol=1e-3)
+    assert roc_auc_score(dataset.labels, scores) > 0.95
+    assert pixel_auroc(np.asarray(dataset.masks), maps) > 0.9
+    called = scores > trained.statistics.threshold
+    assert called[dataset.labels == 0].mean() < 0.3 and called[dataset.labels == 1].mean() > 0.8
+    # The colours of a picture file: black at the usual distance, brightest at BRIGHTEST times that.
+    shown = colours(trained.statistics, np.array([[[-1.0, 0.0, 2.0, BRIGHTEST - 1.0, 99.0]]]))[0, 0].sum(axis=-1)
+    assert shown[0] == shown[1] < shown[2] < shown[3] == shown[4]
+
+
+def test_a_memory_is_refused_before_training_where_there_are_no_maps(tiles: Path, tmp_path: Path) -> None:
+    config = tiny.get_config()
+    config.data = {"name": "mvtec", "path": str(tiles), "size": SIZE}
+    config.transform = {"name": "contrast"}
+    config.score = {"name": "bound", "num_steps": 2}
+    config.scoring.combination = "memory"
+    with pytest.raises(InputError, match="'memory' needs a score with maps"):
+        runs.train(config, mvtec(tiles, SIZE), tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
