@@ -71,7 +71,7 @@ def test_what_lies_between_two_kinds_of_normals_is_found_where_it_is() -> None:
     assert anomalous.min() > np.asarray(scores).max()
     # Scores of the training normals are those of normals never seen: none of them found itself. Half a memory knows less.
     assert normal_scores.min() > 0 and np.mean(np.asarray(scores) > np.quantile(normal_scores, 0.95)) <= 0.1
-    assert -0.6 < np.mean(normal) < 0.1
+    assert -0.9 < np.mean(normal) < 0.1
     with pytest.raises(InputError, match="needs 4 normals or more, found 3"):
         remember(np.zeros((3, 2, 2, 2), np.float32), seed=0)
 

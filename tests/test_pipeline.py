@@ -177,7 +177,7 @@ def test_training_on_disk_equals_training_in_memory(jpegs: Jpegs, tmp_path: Path
         statistics.append(Statistics.load(tmp_path / name))
     one, other = statistics
     assert one.threshold == other.threshold and other.facts["n_train"] == COUNT
-    np.testing.assert_array_equal(one.calibration.mean, other.calibration.mean)
+    np.testing.assert_array_equal(one.judge.mean, other.judge.mean)
 
 
 # --- rows held out ---------------------------------------------------------------------------------------------------
