@@ -5,8 +5,7 @@
 
 FOLDER/hazelnut holds train/good, test/<defect> and, for the pixel measures, ground_truth/<defect>. The network learns random
 crops of 128 pixels and reads whole pictures in overlapping patches, whose errors and biases are compared with a memory of the
-normals' (`diffad_jax.memory`); `--config.data.size` and `--config.pipeline.crop` change
-both (a crop of 0: whole pictures).
+normals' (`diffad_jax.memory`); `--config.data.size` and `--config.pipeline.crop` change both (a crop of 0: whole pictures).
 
 Hardware: an accelerator with bfloat16. Cost and result at this size: not run.
 """

@@ -17,7 +17,7 @@ from diffad_jax.assembly import System
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.data.dataset import Rows
 from diffad_jax.errors import InputError
-from diffad_jax.evaluation import Reading, make_reader, make_scorer
+from diffad_jax.evaluation import Judge, Reading, make_reader, make_scorer
 from diffad_jax.noise import fold_in, gaussian, keys_for
 from diffad_jax.patches import over_patches
 from diffad_jax.runs import scoring_of, start
@@ -37,9 +37,7 @@ class Trained(NamedTuple):
 
     def score(self, raw: Rows) -> np.ndarray:
         """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so."""
-        settings = scoring_of(self.config)
-        arguments = (self.statistics.judge, settings.combination, self.config.seed, settings.batch_size)
-        return make_scorer(self.system, self.params, *arguments)(self.statistics.transform.view(raw))
+        return make_scorer(*self._reads_with())(self.statistics.transform.view(raw))
 
     def read(self, raw: Rows) -> Iterator[Reading]:
         """Scores and smoothed heat maps of raw pictures [N, H, W, C], batch after batch, in bounded memory.
@@ -47,12 +45,16 @@ class Trained(NamedTuple):
         Where the score has no map, the maps are [B].
         """
         settings = scoring_of(self.config)
-        arguments = (self.statistics.judge, settings.combination, self.config.seed, settings.batch_size)
-        reader = make_reader(self.system, self.params, *arguments)
+        reader = make_reader(*self._reads_with())
         for scores, maps in reader(self.statistics.transform.view(raw)):
             if settings.smoothing and maps.ndim == 3:
                 maps = gaussian_filter(maps, settings.smoothing, axes=(1, 2))
             yield Reading(scores, maps)
+
+    def _reads_with(self) -> tuple[System, Params, Judge, str, int, int]:
+        settings = scoring_of(self.config)
+        judged = self.statistics.judge, settings.combination
+        return self.system, self.params, *judged, self.config.seed, settings.batch_size
 
     def score_each(self, raw_sets: Sequence[Rows]) -> list[np.ndarray]:
         """The scores of several sets. A row that stands in more than one is scored once: its score depends on it alone."""

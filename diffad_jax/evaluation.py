@@ -61,26 +61,40 @@ def reading(judge: Judge, combination: str, maps: Array) -> Reading:
 def make_scorer(
     system: System, params: Params, judge: Judge, combination: str, seed: int, batch_size: int
 ) -> Callable[[Rows], np.ndarray]:
-    """A function from transformed data [N, ...] to scores [N]."""
-
-    def scores(maps: Array) -> Array:
-        return reading(judge, combination, maps).scores  # type: ignore[return-value]
-
-    return make_summaries(system, params, seed, batch_size, scores)
+    """A function from transformed data [N, ...] to scores [N]; no heat map is computed or fetched."""
+    score = _reader_of_batches(system, params, judge, combination, seed, batch_size, lambda reading: reading.scores)
+    return lambda x: joined(score, x, batch_size)
 
 
 def make_reader(
     system: System, params: Params, judge: Judge, combination: str, seed: int, batch_size: int
 ) -> Callable[[Rows], Iterator[Reading]]:
     """A function from transformed data [N, ...] to readings of at most batch_size data each, in order."""
+    read = _reader_of_batches(system, params, judge, combination, seed, batch_size, lambda reading: reading)
+    return lambda x: in_batches(read, x, batch_size)
 
-    def read(params: Params, judge: Judge, x: Array, key: Array) -> Reading:
-        return reading(judge, combination, system.score.maps(system.denoise(params), x, key))
+
+def _reader_of_batches(
+    system: System,
+    params: Params,
+    judge: Judge,
+    combination: str,
+    seed: int,
+    batch_size: int,
+    part: Callable[[Reading], Any],
+) -> Callable[[np.ndarray], Any]:
+    """A function from a batch of transformed data to part(reading).
+
+    The judge is an argument of the program: a memory of 90 MB would otherwise be a constant inside it.
+    """
+
+    def read(params: Params, judge: Judge, x: Array, key: Array) -> Any:
+        return part(reading(judge, combination, system.score.maps(system.denoise(params), x, key)))
 
     mesh, key = data_mesh(batch_size), jax.random.key(seed)
     compiled = compiler.jit(on(mesh, read))
     params, judge = replicate((params, judge), mesh)
-    return lambda x: in_batches(lambda x: compiled(params, judge, split(x, mesh), key), x, batch_size)
+    return lambda x: compiled(params, judge, split(x, mesh), key)
 
 
 def in_batches(function: Callable[[np.ndarray], Any], x: Rows, batch_size: int) -> Iterator[Any]:

@@ -86,7 +86,8 @@ def read(memory: Memory, maps: Array) -> tuple[Array, Array]:
     """Maps [L, B, H, W] of a score -> (scores [B], anomaly maps [B, H, W]).
 
     At each place d / m - 1, d the squared distance to the nearest window of the bank (`nearest`) and m the `unit`: about 0
-    for normals. The score is the mean of the highest hundredth of the places, the map is interpolated between them.
+    for normals, and below where the bank holds more than those of the two halves did. The score is the mean of the highest
+    hundredth of the places, the map is interpolated between them.
     """
     distances = nearest(memory, local_statistics(maps))
     shape = (maps.shape[1], *maps.shape[2:])

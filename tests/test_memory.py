@@ -55,8 +55,11 @@ def test_distance_is_that_to_the_nearest_row_of_the_bank(monkeypatch: pytest.Mon
     assert_allclose(nearest(made, jnp.asarray(x, jnp.float32)), expected, rtol=1e-3, atol=1e-5)
 
 
-def test_what_lies_between_two_kinds_of_normals_is_found_where_it_is() -> None:
+def test_what_lies_between_two_kinds_of_normals_is_found_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strong errors are normal in one kind of picture, weak ones in the other; a mean and a deviation have no room for it."""
+    monkeypatch.setattr(
+        memory, "BANK_ROWS", 16_384
+    )  # fewer than half of the windows, so that all banks are of one size
     maps, test = normal_maps(40, 0), normal_maps(20, 1)
     made, normal_scores = remember(np.asarray(local_statistics(jnp.asarray(maps))), seed=0)
     damaged = test.copy()
@@ -71,7 +74,7 @@ def test_what_lies_between_two_kinds_of_normals_is_found_where_it_is() -> None:
     assert anomalous.min() > np.asarray(scores).max()
     # Scores of the training normals are those of normals never seen: none of them found itself. Half a memory knows less.
     assert normal_scores.min() > 0 and np.mean(np.asarray(scores) > np.quantile(normal_scores, 0.95)) <= 0.1
-    assert -0.9 < np.mean(normal) < 0.1
+    assert -0.6 < np.mean(normal) < 0.1
     with pytest.raises(InputError, match="needs 4 normals or more, found 3"):
         remember(np.zeros((3, 2, 2, 2), np.float32), seed=0)
 
