@@ -7,11 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
-
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
+from typing import Any, BinaryIO
 
 from diffad_jax.errors import RunFailed
 
@@ -30,8 +26,7 @@ class Log:
             (self._directory / "tensorboard").mkdir(parents=True, exist_ok=True)
             self._lines = (self._directory / "log.jsonl").open("a+b")
             _drop_half_a_line(self._lines)
-            # Not SummaryWriter, whose thread dies when the disk is full and leaves the training waiting for it for ever.
-            self._board = EventsWriter(str(self._directory / "tensorboard" / "events"))
+        self._board: Any = None
         self._flushed = time.monotonic()
 
     def __enter__(self) -> "Log":
@@ -43,15 +38,25 @@ class Log:
         # On a full disk closing fails too, which must not hide the error that tells so.
         with suppress(OSError) if error else self._failures_in_one_line():
             self._lines.close()
-            self._board.close()
+            if self._board:
+                self._board.close()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one line {"step": ..., name: value, ...}; a value that is not finite becomes null, as JSON has none."""
+        # Not before the first line, which is written while the device computes: tensorboardX imports PyTorch where it is
+        # installed, and that would put off the first step by a second.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
         values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()])
         with self._failures_in_one_line():
             self._lines.write((json.dumps({"step": step, **values}) + "\n").encode())
             self._lines.flush()
+            if self._board is None:
+                # Not SummaryWriter, whose thread dies when the disk is full and leaves the training waiting for it for ever.
+                self._board = EventsWriter(str(self._directory / "tensorboard" / "events"))
             self._board.write_event(Event(step=step, wall_time=time.time(), summary=summary))
             if time.monotonic() > self._flushed + FLUSH_SECONDS:
                 self._board.flush()

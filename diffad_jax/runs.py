@@ -64,7 +64,11 @@ class Scoring(NamedTuple):
 
 
 def start(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, TrainState, Any, Training]:
-    """The system, the state before the first step in the host's memory, the train step and the training settings."""
+    """The system, the state before the first step, the train step and the training settings.
+
+    The state is on the device where there is one, whose step may take its memory over, and in the host's memory where there
+    are more, none of which need have room for the whole of it.
+    """
     system, init, step, training = define(config, shape)
     return system, init(), step, training
 
@@ -86,10 +90,10 @@ def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable
     optimizer = build("optimizer", {"make_optimizer": make_optimizer}, spec, num_steps=training.num_steps)
 
     def init() -> TrainState:
-        # The default generator takes three times as long to compile for a network's many small draws. In the host's
-        # memory, since no device need have room for the whole state.
+        # The default generator takes three times as long to compile for a network's many small draws.
         key = jax.random.key(config.seed, impl="rbg")
-        return cast(TrainState, jax.device_get(jax.jit(lambda key: init_state(system.init(key), optimizer))(key)))
+        state = jax.jit(lambda key: init_state(system.init(key), optimizer))(key)
+        return state if jax.device_count() == 1 else cast(TrainState, jax.device_get(state))
 
     mean = {"mean_over_devices": mean_over_devices} if config.get("parallel") == "pmap" else {}
     step = make_train_step(system.loss, optimizer, training.batch_size, training.ema_decay, training.accumulate, **mean)

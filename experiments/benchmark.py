@@ -104,7 +104,6 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
     system, state, step, training = runs.start(config, shape)
     batch_size, count = training.batch_size, training.steps_per_dispatch
     parallel = runs.parallel_of(config, training)
-    params = state.params
     state, key = parallel.put_state((state, jax.random.key(0)))
     dispatch = make_dispatch(step, count, parallel.compile)
     data = np.random.default_rng(0).normal(size=(8 * batch_size, *shape)).astype(np.float32)
@@ -122,6 +121,7 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
     if FIRST_STEP.value:
         return {}
 
+    params = jax.tree.map(jnp.copy, state.params)  # of which the next step takes the memory
     model = build("model", MODELS, config.model, learned_variance=config.denoiser.get("learned_variance", False))
     x, t = jnp.zeros((batch_size, *shape)), jnp.ones(batch_size)
     step_flops = 3 * flops(jax.make_jaxpr(model.apply)(params, x, t).jaxpr)

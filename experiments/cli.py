@@ -5,6 +5,7 @@ stopped by SIGTERM or SIGINT with its state saved: the same command goes on.
 """
 
 import argparse
+import gc
 import os
 import re
 import sys
@@ -59,6 +60,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             _fail(f"{argv[1]}: unexpected argument; flags have the form --name=value")
+        gc.freeze()
+        gc.enable()
         use_compilation_cache()
         # Orbax tells of every save at level info.
         logging.set_verbosity(logging.WARNING)

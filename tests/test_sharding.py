@@ -21,7 +21,7 @@ from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_calibration, make_levels
 from diffad_jax.models.attention import attention
-from diffad_jax.runs import Training, parallel_of
+from diffad_jax.runs import Training, parallel_of, start
 from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, on, shard, split
 from diffad_jax.training import Batch, Params, TrainState, init_state, make_dispatch, make_train_step
 from diffad_jax.workdir import Statistics
@@ -55,6 +55,21 @@ def train_by(parallel: Parallel, per_dispatch: int = 1, **options: Any) -> tuple
     assert all(x.is_deleted() for x in jax.tree.leaves(given)), "the memory of the old state is not reused"
     parts = {part.data.shape for part in max(jax.tree.leaves(state), key=np.size).addressable_shards}
     return jax.tree.map(np.asarray, state.params), parts
+
+
+def test_the_first_step_takes_over_the_memory_that_a_run_starts_with() -> None:
+    """Memory that comes from NumPy, or that someone else holds, cannot be: the state would be there twice."""
+    config = tiny.get_config("vectors")
+    _, state, step, training = start(config, (D,))
+    parallel = parallel_of(config, training)
+
+    def places(state: TrainState) -> set[int]:
+        return {x.unsafe_buffer_pointer() for x in jax.tree.leaves((state.params, state.ema, state.opt_state))}
+
+    before, state = places(state), parallel.put_state(state)
+    batch = parallel.put_batches(Batch(np.zeros((1, B, D), np.float32), np.arange(B)[None]))  # type: ignore[arg-type]
+    after, _ = make_dispatch(step, 1, parallel.compile)(state, batch, jax.random.key(1))
+    assert places(after) == before
 
 
 def train_each_way() -> dict[str, tuple[Params, set[tuple[int, ...]]]]:

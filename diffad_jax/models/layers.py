@@ -1,7 +1,7 @@
 """Layers shared by the backbones."""
 
 import math
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffad_jax.errors import InputError
-from diffad_jax.models.ops import convolve, normalise, product
+from diffad_jax.models.ops import Coefficients, convolve, normalise, product
 
 
 def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
@@ -90,6 +90,27 @@ def unfold(x: jax.Array, patch_size: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * patch_size, width * patch_size, -1)
 
 
+@cache
+def _by_group(groups: int) -> Coefficients:
+    """The coefficients of a GroupNorm; one function for each number of groups, by which compiled programs are found."""
+
+    def coefficients(mean: jax.Array, square: jax.Array, *parameters: jax.Array) -> tuple[jax.Array, jax.Array]:
+        gamma, beta, scale, shift, bias = parameters
+        square = square + (2 * mean + bias) * bias
+        mean = mean + bias
+
+        def group_mean(v: jax.Array) -> jax.Array:
+            channels = v.shape[-1]
+            return jnp.repeat(v.reshape(len(v), groups, -1).mean(-1), channels // groups, axis=-1)
+
+        mean, square = group_mean(mean), group_mean(square)
+        variance = jnp.maximum(square - mean**2, 0.0)
+        slope = gamma * jax.lax.rsqrt(variance + 1e-5) * (1.0 + scale)
+        return slope, beta * (1.0 + scale) + shift + slope * (bias - mean)
+
+    return coefficients
+
+
 class GroupNorm(nn.Module):
     """Group normalisation, gamma (x - mean) / sqrt(variance + 1e-5) + beta, optionally times (1 + scale) plus shift.
 
@@ -123,20 +144,6 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         gamma = self.param("scale", nn.initializers.ones, (channels,))
         beta = self.param("bias", nn.initializers.zeros, (channels,))
-        groups = math.gcd(self.groups, channels)
-
-        def coefficients(mean: jax.Array, square: jax.Array, *parameters: jax.Array) -> tuple[jax.Array, jax.Array]:
-            gamma, beta, scale, shift, bias = parameters
-            square = square + (2 * mean + bias) * bias
-            mean = mean + bias
-
-            def group_mean(v: jax.Array) -> jax.Array:
-                return jnp.repeat(v.reshape(len(v), groups, -1).mean(-1), channels // groups, axis=-1)
-
-            mean, square = group_mean(mean), group_mean(square)
-            variance = jnp.maximum(square - mean**2, 0.0)
-            slope = gamma * jax.lax.rsqrt(variance + 1e-5) * (1.0 + scale)
-            return slope, beta * (1.0 + scale) + shift + slope * (bias - mean)
 
         parameters = (jnp.asarray(p, jnp.float32) for p in (gamma, beta, scale, shift, bias))
-        return normalise(coefficients, self.silu, self.residual, x, *parameters)
+        return normalise(_by_group(math.gcd(self.groups, channels)), self.silu, self.residual, x, *parameters)

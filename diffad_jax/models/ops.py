@@ -183,12 +183,15 @@ def _join(g: Array, x: Array, slope: Array, constant: Array, linear: Array, *thr
     return (_line(g, slope, constant) + linear[:, None, None] * x + sum(through)).astype(x.dtype)
 
 
+# Compiled by themselves so that a network with many of these layers is traced once for each shape, not once a layer.
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _normalise_forward(coefficients: Coefficients, silu: bool, residual: bool, x: Array, *parameters: Array) -> Any:
     means = _means(x)
     y = _apply[silu](x, *coefficients(*means, *parameters))
     return (y, x if residual else None), (x, means, parameters)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _normalise_backward(coefficients: Coefficients, silu: bool, residual: bool, saved: Any, gradients: Any) -> Any:
     x, means, parameters = saved
     g, *through = gradients if residual else gradients[:1]
