@@ -2,7 +2,10 @@
 
 python -m experiments.train --config configs/imagenet224_small.py --config.data.path=FOLDER \
     --config.data.normal_class=CLASS --workdir runs/imagenet224
-python -m experiments.evaluate --workdir runs/imagenet224
+python -m experiments.evaluate --workdir runs/imagenet224 --baselines iforest,ocsvm,copod,knn
+
+2 CPU cores: 118 s of training, 135 s of scoring. One picture of each of 1,000 classes, animals normal: AUROC 70.49 (OCSVM
+64.91, IForest 64.03).
 """
 
 from ml_collections import ConfigDict
