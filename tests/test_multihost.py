@@ -148,6 +148,37 @@ def test_two_processes_evaluate_what_one_evaluates(workdirs: dict[str, Path], tm
     assert (tmp_path / "1" / "out").read_text().count("iforest") == 0
 
 
+REMEMBERING = """
+import tiny
+
+def get_config():
+    config = tiny.get_config()
+    config.score.update({"num_draws": 2, "bias": True, "gradients": True})
+    config.scoring.combination = "memory"
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_remember_what_one_remembers(tmp_path: Path) -> None:
+    file = tmp_path / "config.py"
+    file.write_text(REMEMBERING)
+    one, two = (("experiments.train", f"--config={file}", f"--workdir={tmp_path / name}") for name in ("one", "two"))
+    processes = [start(one[0], *one[1:], output=tmp_path / "0", devices=1)]
+    assert set(ended(processes, tmp_path)) == {0}, (tmp_path / "0" / "err").read_text()
+    assert ended(start_two(two[0], tmp_path, *two[1:]), tmp_path) == [0, 0], (tmp_path / "1" / "err").read_text()
+    found = [load(tmp_path / name) for name in ("one", "two")]
+    np.testing.assert_allclose(*(each.statistics.threshold for each in found), rtol=1e-3)
+    scores = []
+    for start_all in (
+        lambda: [start("experiments.evaluate", f"--workdir={tmp_path / 'two'}", output=tmp_path / "0")],
+        lambda: start_two("experiments.evaluate", tmp_path, f"--workdir={tmp_path / 'two'}"),
+    ):
+        assert set(ended(start_all(), tmp_path)) == {0}, (tmp_path / "0" / "err").read_text()
+        scores.append(json.loads((tmp_path / "two" / "metrics.json").read_text())["auroc"])
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_they_go_on(
     arguments: tuple[str, ...], workdirs: dict[str, Path], tmp_path: Path
