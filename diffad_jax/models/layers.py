@@ -144,6 +144,5 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         gamma = self.param("scale", nn.initializers.ones, (channels,))
         beta = self.param("bias", nn.initializers.zeros, (channels,))
-
         parameters = (jnp.asarray(p, jnp.float32) for p in (gamma, beta, scale, shift, bias))
         return normalise(_by_group(math.gcd(self.groups, channels)), self.silu, self.residual, x, *parameters)
