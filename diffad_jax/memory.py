@@ -21,7 +21,8 @@ from diffad_jax.errors import InputError
 PLACES = 32  # along a side, about
 WINDOW = 4  # places along a window's side: an eighth of the picture
 BANK_ROWS = 2**20  # all windows of a thousand pictures; fewer find less (docs/pictures.md)
-CHUNK = 1024
+CHUNK = 1024  # windows of the bank
+TILE = 2048  # and of pictures that are compared at once
 SHRINKAGE = 0.2
 TOP = 0.01
 
@@ -98,14 +99,24 @@ def nearest(memory: Memory, statistics: Array) -> Array:
     """min_i |q - b_i|^2 / F over the bank, q the whitened statistics: [B, h, w, F] -> [B, h, w]."""
     count, features = memory.bank.shape
     query = ((statistics - memory.mean) / memory.scale) @ memory.whitening
-    filled = jnp.pad(memory.bank, ((0, -count % CHUNK), (0, 0)), mode="edge").reshape(-1, CHUNK, features)
+    bank = jnp.pad(memory.bank, ((0, -count % CHUNK), (0, 0)), mode="edge").reshape(-1, CHUNK, features)
+    parts = bank, (bank**2).sum(axis=2)
 
-    def closer(least: Array, rows: Array) -> tuple[Array, None]:
-        # |q|^2, the same for all rows, is added at the end.
-        square = (rows**2).sum(axis=1) - 2 * jnp.dot(query, rows.T, precision="highest")
-        return jnp.minimum(least, square.min(axis=-1)), None
+    def of_tile(tile: Array) -> Array:
+        def closer(least: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+            # |q|^2, the same for all rows, is added at the end.
+            square = part[1] - 2 * jnp.dot(tile, part[0].T, precision="highest")
+            return jnp.minimum(least, square.min(axis=-1)), None
 
-    least, _ = jax.lax.scan(closer, jnp.full(query.shape[:-1], jnp.inf, query.dtype), filled)
+        return jax.lax.scan(closer, jnp.full(tile.shape[:-1], jnp.inf, tile.dtype), parts)[0]
+
+    # Some places of all pictures at a time, so that their products with a chunk stay in a processor's cache, and pictures
+    # with the devices they are on.
+    batch, places = len(query), query.shape[1] * query.shape[2]
+    size = min(places, max(1, TILE // batch))
+    tiles = jnp.pad(query.reshape(batch, places, features), ((0, 0), (0, -places % size), (0, 0)))
+    tiles = jnp.moveaxis(tiles.reshape(batch, -1, size, features), 1, 0)
+    least = jnp.moveaxis(jax.lax.map(of_tile, tiles), 0, 1).reshape(batch, -1)[:, :places].reshape(query.shape[:-1])
     return jnp.maximum(least + (query**2).sum(axis=-1), 0.0) / features
 
 
