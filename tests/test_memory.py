@@ -45,6 +45,7 @@ def test_statistics_are_logarithms_of_window_means_with_and_without_exposure() -
 
 def test_distance_is_that_to_the_nearest_row_of_the_bank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "CHUNK", 16)
+    monkeypatch.setattr(memory, "TILE", 10)  # five places of two pictures; the last tile holds one of the sixteen
     rng = np.random.default_rng(0)
     mean, scale = rng.normal(size=(4, 4, 3)), rng.uniform(1, 2, (4, 4, 3))
     whitening, bank = rng.normal(size=(3, 3)), rng.normal(size=(50, 3))

@@ -132,19 +132,23 @@ def test_a_process_that_dies_ends_the_others(arguments: tuple[str, ...], tmp_pat
     assert "failed, most likely because one of them did" in error or "another task died" in error
 
 
+def evaluated(workdir: Path, output: Path, *options: str) -> list[dict[str, float]]:
+    """The metrics of a run as two processes find them, and as one does."""
+    found, arguments = [], (f"--workdir={workdir}", *options)
+    for start_all in (
+        lambda: start_two("experiments.evaluate", output, *arguments),
+        lambda: [start("experiments.evaluate", *arguments, output=output / "0")],
+    ):
+        assert set(ended(start_all(), output)) == {0}, (output / "0" / "err").read_text()
+        found.append(json.loads((workdir / "metrics.json").read_text()))
+    return found
+
+
 @pytest.mark.slow
 def test_two_processes_evaluate_what_one_evaluates(workdirs: dict[str, Path], tmp_path: Path) -> None:
-    options = [f"--workdir={workdirs['two']}", "--baselines=iforest"]
-    found = []
-    for start_all in (
-        lambda: start_two("experiments.evaluate", tmp_path, *options),
-        lambda: [start("experiments.evaluate", *options, output=tmp_path / str(i)) for i in range(1)],
-    ):
-        processes = start_all()
-        assert set(ended(processes, tmp_path)) == {0}, (tmp_path / "0" / "err").read_text()
-        found.append(json.loads((workdirs["two"] / "metrics.json").read_text()))
+    two, one = evaluated(workdirs["two"], tmp_path, "--baselines=iforest")
     for name in ("auroc", "aupr", "fpr95"):
-        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-4)
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4)
     assert (tmp_path / "1" / "out").read_text().count("iforest") == 0
 
 
@@ -163,20 +167,14 @@ def get_config():
 def test_two_processes_remember_what_one_remembers(tmp_path: Path) -> None:
     file = tmp_path / "config.py"
     file.write_text(REMEMBERING)
-    one, two = (("experiments.train", f"--config={file}", f"--workdir={tmp_path / name}") for name in ("one", "two"))
-    processes = [start(one[0], *one[1:], output=tmp_path / "0", devices=1)]
-    assert set(ended(processes, tmp_path)) == {0}, (tmp_path / "0" / "err").read_text()
-    assert ended(start_two(two[0], tmp_path, *two[1:]), tmp_path) == [0, 0], (tmp_path / "1" / "err").read_text()
-    found = [load(tmp_path / name) for name in ("one", "two")]
-    np.testing.assert_allclose(*(each.statistics.threshold for each in found), rtol=1e-3)
-    scores = []
-    for start_all in (
-        lambda: [start("experiments.evaluate", f"--workdir={tmp_path / 'two'}", output=tmp_path / "0")],
-        lambda: start_two("experiments.evaluate", tmp_path, f"--workdir={tmp_path / 'two'}"),
-    ):
-        assert set(ended(start_all(), tmp_path)) == {0}, (tmp_path / "0" / "err").read_text()
-        scores.append(json.loads((tmp_path / "two" / "metrics.json").read_text())["auroc"])
-    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
+    train = ("experiments.train", f"--config={file}")
+    alone = start(*train, f"--workdir={tmp_path / 'one'}", output=tmp_path / "0", devices=1)
+    assert ended([alone], tmp_path) == [0], (tmp_path / "0" / "err").read_text()
+    together = start_two(train[0], tmp_path, train[1], f"--workdir={tmp_path / 'two'}")
+    assert ended(together, tmp_path) == [0, 0], (tmp_path / "1" / "err").read_text()
+    np.testing.assert_allclose(*(load(tmp_path / name).statistics.threshold for name in ("one", "two")), rtol=1e-3)
+    two, one = evaluated(tmp_path / "two", tmp_path)
+    np.testing.assert_allclose(two["auroc"], one["auroc"], rtol=1e-4)
 
 
 @pytest.mark.slow
