@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from diffad_jax import compiler
+from diffad_jax.models.ops import piece
 from diffad_jax.noise import keys_for
 
 Params = Any
@@ -44,14 +45,31 @@ def make_optimizer(
     """AdamW under a linear warm-up over the fraction `warmup` of num_steps, then a cosine to 0; gradients clipped by norm."""
     warmup_steps = max(1, round(warmup * num_steps))
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, max(num_steps, warmup_steps + 1))
-    return optax.chain(_clip(clip_norm), optax.adamw(schedule, b2=b2, weight_decay=weight_decay))
+    return optax.chain(_clip(clip_norm), optax.adamw(piece(schedule), b2=b2, weight_decay=weight_decay))
+
+
+# On a CPU a program is read from the compilation cache the more slowly the longer it is. The numbers that all parameters
+# share are therefore pieces, which XLA does not repeat in the update of each, and the squares of small arrays make one sum.
+
+
+def global_norm(tree: Params) -> Array:
+    """The square root of the sum of all squares; arrays of less than 2^16 elements are put together first."""
+    small: list[Array] = []
+    sums = []
+    for x in jax.tree.leaves(tree):
+        if x.size < 2**16:
+            small.append(x.ravel())
+        else:
+            sums.append(jnp.sum(x * x))
+    joined = jnp.concatenate([jnp.zeros(0), *small])
+    return jnp.sqrt(sum(sums, jnp.sum(joined * joined)))
 
 
 def _clip(norm: float) -> optax.GradientTransformation:
     """Gradients g min(1, norm / |g|). Optax's clipping divides them, and XLA then writes all of them once more."""
 
     def scaled(grads: Params, _: Params) -> Params:
-        factor = jnp.minimum(1.0, norm / optax.global_norm(grads))
+        factor = piece(lambda found: jnp.minimum(1.0, norm / found))(global_norm(grads))
         return jax.tree.map(lambda g: factor * g, grads)
 
     return optax.stateless(scaled)
@@ -102,9 +120,9 @@ def make_train_step(
         value, grads = mean_over_devices(gradient(state.params, batch, jax.random.fold_in(key, state.step)))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        decay = piece(lambda step: jnp.minimum(ema_decay, (1 + step) / (10 + step)))(state.step)
         ema = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, params)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": value, "grad_norm": global_norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return train_step

@@ -158,7 +158,7 @@ def test_dropout_acts_only_in_training() -> None:
     assert np.abs(first - compiled(model.apply)(params, x_t, t)).max() > 1e-3
 
 
-@pytest.mark.parametrize(("case", "remat"), [("dit", "blocks"), ("dit", "dots"), ("unet", "blocks")])
+@pytest.mark.parametrize(("case", "remat"), [(c, r) for c in ("dit", "unet") for r in ("blocks", "dots")])
 def test_remat_changes_memory_not_numbers(case: str, remat: str) -> None:
     model, shape = CASES[case]
     model = model.copy(remat="none")
@@ -171,6 +171,16 @@ def test_remat_changes_memory_not_numbers(case: str, remat: str) -> None:
     assert "remat" in str(jax.make_jaxpr(changed.apply)({"params": params}, x_t, t))
     for plain, again in zip(*map(jax.tree.leaves, (gradient(model), gradient(changed))), strict=True):
         np.testing.assert_allclose(plain, again, rtol=1e-4, atol=1e-4)
+
+
+def test_remat_of_all_but_products_repeats_no_convolution() -> None:
+    def convolutions(remat: str) -> int:
+        model, shape = UNet(8, (1, 2), remat=remat), (1, 8, 8, 1)
+        loss = jax.grad(lambda p, x, t: model.apply(p, x, t).sum())
+        program = jax.make_jaxpr(loss)({"params": shapes(model, *shape)}, jnp.ones(shape), jnp.ones(1))
+        return str(program).count("conv_general_dilated[")
+
+    assert convolutions("dots") == convolutions("none") < convolutions("blocks")
 
 
 def test_dit_program_does_not_grow_with_depth() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from diffad_jax.errors import InputError
 from diffad_jax.models.ops import Coefficients, convolve, normalise, product
@@ -31,6 +32,7 @@ def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
 
 
 REMAT = ("none", "blocks", "dots")
+CONVOLVED = "convolved"  # the name under which a rematerialised block finds the results of its convolutions
 
 
 def rematerialised(block: type[nn.Module], remat: str, **arguments: Any) -> Any:
@@ -38,7 +40,7 @@ def rematerialised(block: type[nn.Module], remat: str, **arguments: Any) -> Any:
 
     Args:
         block: class of the module.
-        remat: see above; "dots" keeps the results of products with weights, which cost most time.
+        remat: see above; "dots" keeps the results of products and convolutions with weights, which cost most time.
         arguments: of `flax.linen.remat`.
 
     Raises:
@@ -48,7 +50,11 @@ def rematerialised(block: type[nn.Module], remat: str, **arguments: Any) -> Any:
         raise InputError(f"remat: found {remat!r}, allowed are {', '.join(REMAT)}")
     if remat == "none":
         return block
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    known = jax.checkpoint_policies
+    by_weights = known.save_from_both_policies(
+        known.dots_with_no_batch_dims_saveable, known.save_only_these_names(CONVOLVED)
+    )
+    policy = by_weights if remat == "dots" else None
     return nn.remat(block, policy=policy, **arguments)
 
 
@@ -66,7 +72,8 @@ class Conv3x3(nn.Module):
         init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
         kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride), bias.astype(self.dtype)
+        convolved = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        return checkpoint_name(convolved, CONVOLVED), bias.astype(self.dtype)
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
