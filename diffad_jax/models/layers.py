@@ -106,11 +106,9 @@ def _by_group(groups: int) -> Coefficients:
         square = square + (2 * mean + bias) * bias
         mean = mean + bias
 
-        def group_mean(v: jax.Array) -> jax.Array:
-            channels = v.shape[-1]
-            return jnp.repeat(v.reshape(len(v), groups, -1).mean(-1), channels // groups, axis=-1)
-
-        mean, square = group_mean(mean), group_mean(square)
+        both = jnp.stack([mean, square])
+        by_group = both.reshape(2, len(mean), groups, -1).mean(-1)
+        mean, square = jnp.repeat(by_group, both.shape[-1] // groups, axis=-1)
         variance = jnp.maximum(square - mean**2, 0.0)
         slope = gamma * jax.lax.rsqrt(variance + 1e-5) * (1.0 + scale)
         return slope, beta * (1.0 + scale) + shift + slope * (bias - mean)
