@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from matplotlib import colormaps
@@ -25,6 +25,7 @@ from diffad_jax.workdir import Statistics, claim, write_atomically
 COLUMNS = ("path", "score", "probability", "label")
 UNREADABLE = ("path", "cause")
 BRIGHTEST = 5  # times the usual error
+Files = TypeVar("Files", bound=PictureFiles)
 
 
 class Counts(NamedTuple):
@@ -55,7 +56,7 @@ def score_folder(
         return out / "heat_maps" / f"{names[file]}.png"
 
     pending = [file for file in files if names[file] not in table.labels or (heat_maps and not heat_map(file).exists())]
-    pictures = as_trained(trained, pending)
+    pictures = as_trained(trained, pending, Tolerant)
     write_atomically(out / "unreadable.csv", _lines([UNREADABLE]))
     readings = trained.read(pictures) if pending else iter(())
     done = 0
@@ -120,7 +121,7 @@ class Tolerant(PictureFiles):
             return np.zeros(self.shape[1:], self.dtype)
 
 
-def as_trained(trained: Trained, files: Sequence[Path]) -> Tolerant:
+def as_trained(trained: Trained, files: Sequence[Path], kind: type[Files]) -> Files:
     """The files, read as the run's training data were: its size and channels, and config.data.fit or its loader's default.
 
     Where the data came without a fit, as from an `.npz`, the centre is cropped.
@@ -134,7 +135,7 @@ def as_trained(trained: Trained, files: Sequence[Path]) -> Tolerant:
         raise InputError(
             f"the run has learnt values from {ends[0]:g} to {ends[1]:g}, those of picture files are 0 to 255"
         )
-    return Tolerant(files, shape[0], shape[2], _fit_of(config.get("data", {})))
+    return kind(files, shape[0], shape[2], _fit_of(config.get("data", {})))
 
 
 def _fit_of(data: ConfigDict | dict[str, Any]) -> str:

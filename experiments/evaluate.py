@@ -3,8 +3,8 @@
 python -m experiments.evaluate --workdir runs/digits [--data other.npz] [--baselines iforest,ocsvm,copod,knn,knn_raw]
 
 Without --data the test sets of the run's own config are scored. PATH in --data: an `.npz` of X, y (0 normal, 1 anomaly),
-or a folder with sub-folders of pictures, `good` the normal one; results then go to metrics_<name of PATH>.json and
-report_<name of PATH>.html.
+or a folder with sub-folders of pictures, `good` the normal one, read as the training pictures were; results then go to
+metrics_<name of PATH>.json and report_<name of PATH>.html.
 """
 
 import json
@@ -18,11 +18,14 @@ from absl import flags
 
 from diffad_jax import baselines, detector, workdir
 from diffad_jax.build import nearest
-from diffad_jax.data.dataset import Dataset
+from diffad_jax.data.dataset import Dataset, Rows
+from diffad_jax.data.folders import labelled_folder
 from diffad_jax.data.loading import load
+from diffad_jax.data.pictures import PictureFiles
 from diffad_jax.data.raw import labelled
 from diffad_jax.errors import InputError
 from diffad_jax.figures import Pictures
+from diffad_jax.folder_scores import as_trained
 from diffad_jax.metrics import metrics
 from diffad_jax.pixel_metrics import aupro, pixel_auroc
 from diffad_jax.report import Result, most_and_least, summary_table, write_report
@@ -52,7 +55,11 @@ def evaluate_run(directory: Path) -> list[Result]:
             train, test = np.asarray(dataset.train), np.asarray(dataset.test)
             by_method |= {name: baselines.fit_score(name, train, test, config.seed) for name in BASELINES.value}
         tests[dataset.name] = {**metrics(dataset.labels, scores), **(pixel or {}), "n_test": len(dataset.test)}
-        facts = {"training normals": len(dataset.train), "test": len(dataset.test), "seed": config.seed}
+        facts = {
+            "training normals": int(trained.statistics.facts["n_train"]),
+            "test": len(dataset.test),
+            "seed": config.seed,
+        }
         shown = pictures_of(trained, dataset, scores) if len(dataset.test.shape) == 4 else None
         threshold = trained.statistics.threshold
         results.append(Result(dataset.name, dataset.labels, by_method, threshold, shown, facts, dataset.groups, pixel))
@@ -100,17 +107,30 @@ def suffix() -> str:
 
 
 def tests_of(trained: detector.Trained, name: str) -> list[Dataset]:
-    """The data sets to score: those of the config that share the run's training set, or --data beside those normals."""
+    """The data sets to score: those of the config that share the run's training set, or --data.
+
+    Beside --data the training set is read for the baselines alone.
+    """
+    if DATA.value and not BASELINES.value:
+        return [other_data(trained, np.empty((0, *trained.statistics.transform.shape), np.float32))]
     own = load_once(trained.config.data.to_json(sort_keys=True))
     # A run among several trained on the set that bears its name.
     mine = [dataset for dataset in own if dataset.name == name] or [own[0]]
     if DATA.value:
-        size = trained.statistics.transform.shape[0] if Path(DATA.value).is_dir() else None
-        x, labels = labelled(DATA.value, size)
-        if x.shape[1:] != mine[0].train.shape[1:]:
-            raise InputError(f"{DATA.value}: data of shape {x.shape[1:]}, the run has learnt {mine[0].train.shape[1:]}")
-        return [Dataset(Path(DATA.value).stem, mine[0].train, x, labels)]
+        return [other_data(trained, mine[0].train)]
     return [dataset for dataset in own if dataset.train is mine[0].train]
+
+
+def other_data(trained: detector.Trained, train: Rows) -> Dataset:
+    """--data as a data set; the pictures of a folder are read as those of the training set were."""
+    path, shape = Path(DATA.value), trained.statistics.transform.shape
+    if path.is_dir():
+        files, labels = labelled_folder(path)
+        return Dataset(path.stem, train, as_trained(trained, files, PictureFiles), labels)
+    x, labels = labelled(path)
+    if x.shape[1:] != tuple(shape):
+        raise InputError(f"{path}: data of shape {x.shape[1:]}, the run has learnt {tuple(shape)}")
+    return Dataset(path.stem, train, x, labels)
 
 
 def pictures_of(trained: detector.Trained, dataset: Dataset, scores: np.ndarray) -> Pictures:

@@ -11,7 +11,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from diffad_jax.data import class_folders, labelled, mvtec, npz_classes, npz_classes_each, picture_folder
+from diffad_jax.data import class_folders, labelled_folder, mvtec, npz_classes, npz_classes_each, picture_folder
 from diffad_jax.data.dataset import Dataset, select_classes
 from diffad_jax.data.loading import load
 from diffad_jax.data.pictures import MaskFiles, PictureFiles, read_mask, read_picture, readable
@@ -399,17 +399,11 @@ def test_classes_are_selected_by_name_or_index_and_both_sides_must_be_there() ->
         select_classes(train, test[:1], "a", None, names)
 
 
-def test_labelled_reads_folders_of_any_mode(tmp_path: Path) -> None:
-    grey = noise(3, 5, 4)
-    for i, folder in enumerate(["crack", "good", "scratch"]):
-        write(tmp_path / folder / "a.png", grey[i] if i else grey[i].astype(np.uint16) * 257)
-    images, labels = labelled(tmp_path)
-    assert np.array_equal(images[..., 0], grey) and labels.tolist() == [1, 0, 1] and images.dtype == np.float32
-    write(tmp_path / "good" / "b.png", np.zeros((9, 9, 3), np.uint8))
-    with pytest.raises(InputError, match=r"b.png: \(9, 9\) pixels, .* give `size`"):
-        labelled(tmp_path)
-    images, labels = labelled(tmp_path, size=6)
-    assert images.shape == (4, 6, 6, 3) and labels.tolist() == [1, 0, 0, 1] and not images[2].any()
-    (tmp_path / "good" / "c.png").write_text("no picture")
-    with pytest.raises(InputError, match="c.png: cannot be read as a picture"):
-        labelled(tmp_path, size=6)
+def test_labels_are_those_of_the_sub_folders(tmp_path: Path) -> None:
+    for name in ("crack/deep/a.png", "good/a.png", "scratch/b.png", "loose.png", "good/._a.png"):
+        write(tmp_path / name, noise(1, 5, 4)[0])
+    files, labels = labelled_folder(tmp_path)
+    assert [str(file.relative_to(tmp_path)) for file in files] == ["crack/deep/a.png", "good/a.png", "scratch/b.png"]
+    assert labels.tolist() == [1, 0, 1]
+    with pytest.raises(InputError, match="needs pictures in a sub-folder named good, normal, 0"):
+        labelled_folder(tmp_path / "crack")

@@ -1,6 +1,7 @@
 """A folder of pictures in, scores.csv and heat maps out: resumable, in bounded memory, damaged files told."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -13,9 +14,10 @@ import tiny
 from ml_collections import ConfigDict
 from PIL import Image
 from processes import Finished, command, start
+from sklearn.metrics import roc_auc_score
 
 from diffad_jax import detector, runs
-from diffad_jax.data.folders import picture_folder
+from diffad_jax.data.folders import labelled_folder, picture_folder
 from diffad_jax.data.loading import load
 from diffad_jax.data.pictures import read_picture
 from diffad_jax.errors import InputError
@@ -249,3 +251,28 @@ def test_runs_that_have_learnt_something_else_are_refused(workdir: Path, photos:
     statistics.transform = statistics.transform._replace(shape=(5,))
     with pytest.raises(InputError, match="shape \\(5,\\)"):
         score_folder(trained._replace(statistics=statistics), photos, [photos / "0.png"], tmp_path)
+
+
+def test_evaluate_reads_a_folder_as_the_training_pictures_were_read(workdir: Path, tmp_path: Path) -> None:
+    draw, run, folder = np.random.default_rng(5), tmp_path / "run", tmp_path / "other"
+    shutil.copytree(workdir, run)
+    config = json.loads((run / "config.json").read_text())
+    # Neither another fit than the default of a folder nor the training set, which baselines alone would need.
+    config["data"] |= {"fit": "crop", "path": str(tmp_path / "gone")}
+    (run / "config.json").write_text(json.dumps(config))
+    for i in range(6):
+        save(folder / "good" / f"{i}.png", stripes(draw))
+        save(folder / "odd" / f"{i}.png", stripes(draw)[..., 0] * (0.8 + 0.1 * i))
+    (folder / "good" / "._0.png").write_bytes(b"what a Mac leaves")
+    done = command(
+        "experiments.evaluate", "--workdir", str(run), f"--data={folder}", "--baselines=", output=tmp_path / "said"
+    )
+    assert done.code == 0, done.err
+    files, labels = labelled_folder(folder)
+    scores = {
+        fit: detector.load(run).score(np.stack([read_picture(file, 3, SIZE, fit) for file in files]))
+        for fit in ("crop", "stretch")
+    }
+    found = json.loads((run / "metrics_other.json").read_text())
+    assert found["auroc"] == pytest.approx(roc_auc_score(labels, scores["crop"]), abs=1e-6)
+    assert roc_auc_score(labels, scores["stretch"]) != pytest.approx(found["auroc"], abs=1e-3)

@@ -7,7 +7,7 @@ function.
 from diffad_jax.data.adbench import adbench, adbench_names
 from diffad_jax.data.dataset import Dataset, one_class_split
 from diffad_jax.data.digits import digits
-from diffad_jax.data.folders import class_folders, mvtec, npz_classes, npz_classes_each, picture_folder
+from diffad_jax.data.folders import class_folders, labelled_folder, mvtec, npz_classes, npz_classes_each, picture_folder
 from diffad_jax.data.raw import labelled, mnist_c, pictures
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "class_folders",
     "digits",
     "labelled",
+    "labelled_folder",
     "mnist_c",
     "mvtec",
     "npz_classes",

@@ -11,6 +11,7 @@ from diffad_jax.data.pictures import PICTURE_SUFFIXES, MaskFiles, PictureFiles, 
 from diffad_jax.errors import InputError
 
 GOOD = "good"
+NORMAL_FOLDERS = (GOOD, "normal", "0")
 
 
 def picture_folder(path: str | Path) -> list[Path]:
@@ -30,6 +31,20 @@ def picture_folder(path: str | Path) -> list[Path]:
     if not files:
         raise InputError(f"{root}: holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
     return [Path(file) for file in sorted(files)]
+
+
+def labelled_folder(path: str | Path) -> tuple[list[Path], np.ndarray]:
+    """The pictures in the sub-folders of a folder, and y [n]: 0 in `good`, `normal` or `0`, 1 in any other.
+
+    MVTec-AD's `test` folder has this form. Raises InputError where either kind is missing.
+    """
+    root = Path(path)
+    files = [file for file in picture_folder(root) if file.parent != root]
+    y = np.array([file.relative_to(root).parts[0].lower() not in NORMAL_FOLDERS for file in files], np.int64)
+    if y.all() or not y.any():
+        kinds = f"a sub-folder named {', '.join(NORMAL_FOLDERS)} (normal) and in one of another name (anomalous)"
+        raise InputError(f"{root}: needs pictures in {kinds}")
+    return files, y
 
 
 def mvtec(
