@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.process import expand
 
 TINY = 1e-12
@@ -41,19 +42,25 @@ class Calibration(NamedTuple):
 def calibrate(levels: np.ndarray) -> Calibration:
     """Fits the calibration on the levels of normals, [L, N], N >= 2.
 
-    A level without spread is divided by 1 and counts for nothing in `typicality`.
+    A level without spread is divided by 1. Raises RunFailed on levels that are not finite, and InputError on one normal.
     """
     levels = np.asarray(levels, np.float64)
-    deviation = levels.std(axis=1)
+    if levels.shape[1] < 2:
+        raise InputError(f"config.scoring: a calibration needs 2 normals or more, found {levels.shape[1]}")
+    if not np.isfinite(levels).all():
+        raise RunFailed(
+            "the score of training normals is not finite: its levels hold "
+            f"{np.count_nonzero(~np.isfinite(levels))} values of {levels.size} that are no numbers"
+        )
+    spread = levels.min(axis=1) < levels.max(axis=1)  # rounding gives equal numbers a deviation
     logs = np.log(np.maximum(levels, TINY)).T
-    unit = logs.std(axis=0)
-    unit = np.where(unit > 0, unit, 1.0)
+    unit = np.where(logs.min(axis=0) < logs.max(axis=0), logs.std(axis=0), 1.0)
     from sklearn.covariance import oas  # here: the import takes longer than the fit
 
     covariance, _ = oas((logs - logs.mean(axis=0)) / unit, assume_centered=True)
     # A level without any spread, which OAS of data without any spread leaves at 0, would have no inverse.
     precision = np.linalg.pinv(covariance, hermitian=True) / np.outer(unit, unit)
-    fitted = (levels.mean(axis=1), np.where(deviation > 0, deviation, 1.0), logs.mean(axis=0), precision)
+    fitted = (levels.mean(axis=1), np.where(spread, levels.std(axis=1), 1.0), logs.mean(axis=0), precision)
     return Calibration(*(jnp.asarray(value, jnp.float32) for value in fitted))
 
 

@@ -23,6 +23,7 @@ WINDOW = 4  # places along a window's side: an eighth of the picture
 BANK_ROWS = 2**20  # all windows of a thousand pictures; fewer find less (docs/pictures.md)
 CHUNK = 1024  # windows of the bank
 TILE = 2048  # and of pictures that are compared at once
+FOLDS = 10
 SHRINKAGE = 0.2
 TOP = 0.01
 
@@ -68,17 +69,19 @@ def local_statistics(maps: Array) -> Array:
 def remember(statistics: np.ndarray, seed: int) -> tuple[Memory, np.ndarray]:
     """The memory of normals with the given local statistics [N, h, w, F], N >= 4, and the scores [N] of those normals.
 
-    Each of two random halves is scored by the memory of the other, since a window would find itself in its own. Statistics
+    Each of ten random parts is scored by the memory of the others, since a window would find itself in its own; of fewer
+    parts the memories would know so much less than the whole that new normals would score far below these. Statistics
     are standardised at each place, then whitened by their correlations C over all places, shrunk to 0.8 C + 0.2 I. The bank
     holds all windows, or 2^20 of them drawn with `seed`.
     Raises InputError on fewer than 4 normals.
     """
     if len(statistics) < 4:
         raise InputError(f"config.scoring: combination 'memory' needs 4 normals or more, found {len(statistics)}")
-    halves = np.array_split(np.random.default_rng(seed).permutation(len(statistics)), 2)
+    order = np.random.default_rng(seed).permutation(len(statistics))
     distances = np.empty(statistics.shape[:3], np.float32)
-    for own, other in (halves, halves[::-1]):
-        distances[own] = _in_parts(_remember(statistics[other], seed), statistics[own])
+    for own in np.array_split(order, min(FOLDS, len(order))):
+        others = np.delete(statistics, own, axis=0)
+        distances[own] = _in_parts(_remember(others, seed), statistics[own])
     memory = _remember(statistics, seed)._replace(unit=jnp.float32(max(distances.mean(), TINY)))
     return memory, np.asarray(_of_picture(memory, jnp.asarray(distances)))
 
@@ -87,7 +90,7 @@ def read(memory: Memory, maps: Array) -> tuple[Array, Array]:
     """Maps [L, B, H, W] of a score -> (scores [B], anomaly maps [B, H, W]).
 
     At each place d / m - 1, d the squared distance to the nearest window of the bank (`nearest`) and m the `unit`: about 0
-    for normals, and below where the bank holds more than those of the two halves did. The score is the mean of the highest
+    for normals. The score is the mean of the highest
     hundredth of the places, the map is interpolated between them.
     """
     distances = nearest(memory, local_statistics(maps))
@@ -130,7 +133,8 @@ def _of_picture(memory: Memory, distances: Array) -> Array:
 def _remember(statistics: np.ndarray, seed: int) -> Memory:
     features = statistics.shape[-1]
     mean, scale = statistics.mean(axis=0), statistics.std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
+    # Rounding gives equal numbers a deviation.
+    scale = np.where(statistics.min(axis=0) < statistics.max(axis=0), scale, 1.0)
     rows = ((statistics - mean) / scale).reshape(-1, features)
     correlation = (1 - SHRINKAGE) * (rows.T @ rows) / len(rows) + SHRINKAGE * np.eye(features)
     values, vectors = np.linalg.eigh(correlation)

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from numpy.testing import assert_allclose
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
 from diffad_jax import detector, memory, runs
@@ -15,6 +17,7 @@ from diffad_jax.data.folders import mvtec
 from diffad_jax.errors import InputError
 from diffad_jax.folder_scores import BRIGHTEST, colours
 from diffad_jax.memory import Memory, local_statistics, nearest, read, remember
+from diffad_jax.metrics import threshold
 from diffad_jax.pixel_metrics import pixel_auroc
 
 SIZE = 64
@@ -58,9 +61,7 @@ def test_distance_is_that_to_the_nearest_row_of_the_bank(monkeypatch: pytest.Mon
 
 def test_what_lies_between_two_kinds_of_normals_is_found_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strong errors are normal in one kind of picture, weak ones in the other; a mean and a deviation have no room for it."""
-    monkeypatch.setattr(
-        memory, "BANK_ROWS", 16_384
-    )  # fewer than half of the windows, so that all banks are of one size
+    monkeypatch.setattr(memory, "BANK_ROWS", 16_384)  # fewer than there are windows, so that all banks are of one size
     maps, test = normal_maps(40, 0), normal_maps(20, 1)
     made, normal_scores = remember(np.asarray(local_statistics(jnp.asarray(maps))), seed=0)
     damaged = test.copy()
@@ -73,14 +74,27 @@ def test_what_lies_between_two_kinds_of_normals_is_found_where_it_is(monkeypatch
     masks[:, 40:56, 8:24] = True
     assert pixel_auroc(masks, shown) > 0.97
     assert anomalous.min() > np.asarray(scores).max()
-    # Scores of the training normals are those of normals never seen: none of them found itself. Half a memory knows less.
+    # Scores of the training normals are those of normals never seen: none of them found itself.
     assert normal_scores.min() > 0 and np.mean(np.asarray(scores) > np.quantile(normal_scores, 0.95)) <= 0.1
     assert -0.6 < np.mean(normal) < 0.1
     with pytest.raises(InputError, match="needs 4 normals or more, found 3"):
         remember(np.zeros((3, 2, 2, 2), np.float32), seed=0)
 
 
+def test_new_normals_pass_the_threshold_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    smooth = gaussian_filter(rng.normal(size=(8, 2, 240, SIZE, SIZE)), (0, 0, 0, 2, 2))
+    maps = (smooth**2).sum(axis=0).astype(np.float32)
+    made, normal_scores = remember(np.asarray(local_statistics(jnp.asarray(maps[:, :40]))), seed=0)
+    new = np.asarray(jax.jit(read)(made, jnp.asarray(maps[:, 40:]))[0])
+    # The share beyond the 95 % quantile of 40 scores has a standard deviation of about 0.035; with two halves it is 0.
+    assert 0.005 < (new > threshold(normal_scores)).mean() < 0.15
+
+
 def test_maps_without_spread_stay_finite() -> None:
+    same = np.asarray(local_statistics(jnp.full((2, 6, 16, 16), 0.1)))
+    made, _ = remember(same, seed=0)
+    assert np.abs(np.asarray(read(made, jnp.full((2, 1, 16, 16), 0.2))[0])).max() < 1e15
     made, scores = remember(np.asarray(local_statistics(jnp.ones((2, 4, 16, 16)))), seed=0)
     assert np.isfinite(scores).all() and np.isfinite(np.asarray(read(made, jnp.zeros((2, 1, 16, 16)))[1])).all()
 
