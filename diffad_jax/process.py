@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffad_jax.errors import InputError
+
 
 class Process(NamedTuple):
     """A variance-preserving forward process.
@@ -85,7 +87,10 @@ def log_linear(noise_min: float = 0.002, noise_max: float = 80.0) -> Process:
     """sigma / alpha = noise_min^(1 - t) noise_max^t for t in (0, 1], and no noise at t = 0.
 
     The variance-preserving twin of Karras et al. 2022 ("EDM", table 1): their x is ours divided by alpha(t).
+    Raises InputError unless noise_min < noise_max.
     """
+    if not noise_min < noise_max:
+        raise InputError(f"config.process: found noise_min {noise_min:g}, allowed is less than noise_max {noise_max:g}")
     low, high = np.log(noise_min), np.log(noise_max)
 
     def log_snr(t: Array) -> Array:

@@ -22,6 +22,7 @@ from diffad_jax.evaluation import MEMORY, fit_judge
 from diffad_jax.loop import fit
 from diffad_jax.memory import local_statistics
 from diffad_jax.noise import keys_for
+from diffad_jax.ranges import check_ranges
 from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, on, own, split
 from diffad_jax.training import Loss, Params, TrainState, init_state, make_optimizer, make_train_step
 from diffad_jax.workdir import Statistics, save_config
@@ -75,6 +76,7 @@ def start(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, TrainStat
 
 def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable[[], TrainState], Any, Training]:
     """As `start`, with a function that makes the state in place of the state."""
+    check_ranges(config)
     system = assemble(config, shape)
     training: Training = build("training", {"Training": Training}, {"name": "Training", **config.training})
     _check_counts("training", training, may_be_0=("validation_rows",))
@@ -82,6 +84,8 @@ def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable
         raise InputError(f"config.training.keep: found {training.keep!r}, allowed are 'last' and 'best'")
     if training.keep == "best" and not training.validation_rows:
         raise InputError("config.training.keep: 'best' needs config.training.validation_rows, found 0")
+    if training.validation_rows == 1:
+        raise InputError("config.training.validation_rows: found 1, allowed are 0 and 2 or more")
     if training.batch_size % training.accumulate:
         raise InputError(
             f"config.training.accumulate: found {training.accumulate}, which does not divide batch_size {training.batch_size}"

@@ -2,9 +2,11 @@
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +53,7 @@ def claim(path: Path, value: Mapping[str, Any], name: str, directory: str) -> No
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be a {directory} ({error.strerror})") from error
     if path.exists():
-        there, asked = (flatten(held, name) for held in (json.loads(path.read_text()), value))
+        there, asked = (flatten(held, name) for held in (_read_json(path), value))
         differing = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
         if differing:
             shown = ", ".join(f"{key} ({there.get(key)!r} there, {asked.get(key)!r} asked)" for key in differing)
@@ -67,7 +69,17 @@ def load_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise InputError(f"{workdir}: holds no config.json, expected the work directory of experiments.train")
-    return ConfigDict(json.loads(path.read_text()))
+    return ConfigDict(_read_json(path))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged, no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: is damaged, found {type(found).__name__}, expected an object")
+    return found
 
 
 class Statistics:
@@ -103,23 +115,27 @@ class Statistics:
         path = workdir / "statistics.npz"
         if not path.exists():
             raise InputError(f"{path}: missing; the run has not finished: repeat its experiments.train command")
-        with np.load(path, allow_pickle=False) as stored:
-            if "normal_scores" not in stored.files:
-                raise InputError(
-                    f"{path}: of an earlier version; delete it and repeat the run's experiments.train command"
-                )
-            groups: dict[str, dict[str, np.ndarray]] = {"transform": {}, "calibration": {}, "facts": {}}
-            for key in stored.files:
-                group, _, name = key.partition("/")
-                if name:
-                    groups[group][name] = stored[key]
-            facts = {key: float(value) for key, value in groups["facts"].items()}
-            transform = Transform.from_arrays(groups["transform"])
-            kind = Memory if "bank" in groups["calibration"] else Calibration
-            return cls(
-                transform,
-                kind(**{k: jnp.asarray(v) for k, v in groups["calibration"].items()}),
-                float(stored["threshold"]),
-                stored["normal_scores"],
-                facts,
-            )
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                stored = {key: file[key] for key in file.files}
+        except (ValueError, OSError, EOFError, AttributeError, BadZipFile, zlib.error) as error:
+            raise InputError(
+                f"{path}: is damaged ({error}); delete it and repeat the run's experiments.train command"
+            ) from error
+        if "normal_scores" not in stored:
+            raise InputError(f"{path}: of an earlier version; delete it and repeat the run's experiments.train command")
+        groups: dict[str, dict[str, np.ndarray]] = {"transform": {}, "calibration": {}, "facts": {}}
+        for key in stored:
+            group, _, name = key.partition("/")
+            if name:
+                groups[group][name] = stored[key]
+        facts = {key: float(value) for key, value in groups["facts"].items()}
+        transform = Transform.from_arrays(groups["transform"])
+        kind = Memory if "bank" in groups["calibration"] else Calibration
+        return cls(
+            transform,
+            kind(**{k: jnp.asarray(v) for k, v in groups["calibration"].items()}),
+            float(stored["threshold"]),
+            stored["normal_scores"],
+            facts,
+        )

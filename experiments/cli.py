@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -102,6 +102,14 @@ def chosen_rows(data_dir: str, rows: Sequence[str]) -> list[str]:
         if row not in set(names) | {name.split("/")[-1] for name in names}:
             raise InputError(f"--rows: found {row!r}; {nearest(row, names)}")
     return [name for name in names if not rows or name in rows or name.split("/")[-1] in rows]
+
+
+def chosen_methods(methods: Sequence[str], known: Collection[str]) -> list[str]:
+    """What --methods names, each once; raises InputError where that is nothing or not known."""
+    for method in methods or [""]:
+        if method not in known:
+            raise InputError(f"--methods: found {method!r}; {nearest(method, known)}")
+    return list(dict.fromkeys(methods))
 
 
 def _check_config(argv: list[str]) -> None:

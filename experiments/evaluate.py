@@ -112,24 +112,24 @@ def tests_of(trained: detector.Trained, name: str) -> list[Dataset]:
     Beside --data the training set is read for the baselines alone.
     """
     if DATA.value and not BASELINES.value:
-        return [other_data(trained, np.empty((0, *trained.statistics.transform.shape), np.float32))]
+        return [other_data(trained, Path(DATA.value), np.empty((0, *trained.statistics.transform.shape), np.float32))]
     own = load_once(trained.config.data.to_json(sort_keys=True))
     # A run among several trained on the set that bears its name.
     mine = [dataset for dataset in own if dataset.name == name] or [own[0]]
     if DATA.value:
-        return [other_data(trained, mine[0].train)]
+        return [other_data(trained, Path(DATA.value), mine[0].train)]
     return [dataset for dataset in own if dataset.train is mine[0].train]
 
 
-def other_data(trained: detector.Trained, train: Rows) -> Dataset:
+def other_data(trained: detector.Trained, path: Path, train: Rows) -> Dataset:
     """--data as a data set; the pictures of a folder are read as those of the training set were."""
-    path, shape = Path(DATA.value), trained.statistics.transform.shape
+    shape = tuple(trained.statistics.transform.shape)
     if path.is_dir():
         files, labels = labelled_folder(path)
         return Dataset(path.stem, train, as_trained(trained, files, PictureFiles), labels)
     x, labels = labelled(path)
-    if x.shape[1:] != tuple(shape):
-        raise InputError(f"{path}: data of shape {x.shape[1:]}, the run has learnt {tuple(shape)}")
+    if x.shape[1:] != shape:
+        raise InputError(f"{path}: data of shape {x.shape[1:]}, the run has learnt {shape}")
     return Dataset(path.stem, train, x, labels)
 
 

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from configs import imagenet64_unet, imagenet224_dit
 from diffad_jax import scalability, table
-from diffad_jax.build import nearest
 from diffad_jax.data.loading import load
 from diffad_jax.errors import InputError
 from diffad_jax.figures import png
@@ -48,15 +47,13 @@ Key = tuple[str, str, str, int]
 
 def keys() -> list[Key]:
     """(data set, method, what is normal, seed) of every result that is asked for, small pictures first."""
-    for name in CHOSEN.value:
-        if name not in ALL:
-            raise InputError(f"--methods: found {name!r}; {nearest(name, ALL)}")
+    methods = cli.chosen_methods(CHOSEN.value, ALL)
     for size in RESOLUTIONS.value:
         if not (size.isdecimal() and int(size)):
             raise InputError(f"--resolutions: found {size!r}, allowed are pixels from 1")
     folder, normal = Path(DATA_DIR.value).resolve().name, f"normal {' '.join(NORMAL.value)}"
     sizes = sorted({int(size) for size in RESOLUTIONS.value})
-    return [(f"{folder}_{r}", m, normal, s) for r in sizes for s in range(SEEDS.value) for m in CHOSEN.value]
+    return [(f"{folder}_{r}", m, normal, s) for r in sizes for s in range(SEEDS.value) for m in methods]
 
 
 def data_of(key: Key) -> dict[str, Any]:
@@ -108,7 +105,7 @@ def main(_: list[str]) -> None:
     for key in tqdm(pending, total=len(asked), initial=len(asked) - len(pending), unit="result", smoothing=0):
         results.append(measure(key))
     rows = [row for row in results.rows if table.key_of(row) in asked]
-    curves = scalability.Curves(rows, CHOSEN.value)
+    curves = scalability.Curves(rows, cli.chosen_methods(CHOSEN.value, ALL))
     if not curves.methods:
         raise InputError(f"no method succeeded; the first failed with {rows[0]['error']}")
     train, test = ({str(row[count]) for row in rows if row[count]} for count in ("n_train", "n_test"))

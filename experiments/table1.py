@@ -17,7 +17,6 @@ from absl import flags
 from tqdm import tqdm
 
 from diffad_jax import table, table_report
-from diffad_jax.build import nearest
 from diffad_jax.data.adbench import adbench
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError
@@ -50,13 +49,11 @@ def measure(key: tuple[str, str, str, int], dataset: Dataset | Exception, out: P
 
 
 def main(_: list[str]) -> None:
-    for name in CHOSEN.value:
-        if name not in METHODS:
-            raise InputError(f"--methods: found {name!r}; {nearest(name, METHODS)}")
+    methods = cli.chosen_methods(CHOSEN.value, METHODS)
     names, protocol, out = cli.chosen_rows(DATA_DIR.value, ROWS.value), PROTOCOL.value, Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     results = table.Results(out / "results.csv")
-    keys = [(name, m, protocol, seed) for name in names for seed in range(SEEDS.value) for m in CHOSEN.value]
+    keys = [(name, m, protocol, seed) for name in names for seed in range(SEEDS.value) for m in methods]
     pending = [key for key in keys if key not in results.done]
     loaded: dict[tuple[str, int], Dataset | Exception] = {}
     for key in tqdm(pending, total=len(keys), initial=len(keys) - len(pending), unit="result", smoothing=0):
@@ -81,6 +78,9 @@ def main(_: list[str]) -> None:
     table.write(out, summary, text)
     page = table_report.write_page(out, rows, list(METHODS), summary)
     print(f"{text}\ntable: {out / 'table.md'}\npage: {page.resolve()}")
+    asked = [row for row in rows if table.key_of(row) in keys]
+    if all(row["error"] for row in asked):
+        raise InputError(f"no method succeeded; the first failed with {asked[0]['error']}")
 
 
 if __name__ == "__main__":

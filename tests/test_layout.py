@@ -12,7 +12,7 @@ ROOT = Path(diffad_jax.__file__).parent
 ORDER = [
     *[
         {"errors", "compiler"},
-        {"build", "distributed"},
+        {"build", "ranges", "distributed"},
         {"process", "noise"},
         {"parametrisation"},
         {"losses"},

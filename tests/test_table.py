@@ -92,8 +92,17 @@ def test_awkward_sets_are_scored_or_said_and_a_killed_run_ends_alike(folder: Pat
     assert set(text.splitlines()[:8]) <= set(kept), "what was done is not done again"
 
 
+def test_a_table_without_a_result_says_so_and_a_method_named_twice_is_measured_once(
+    folder: Path, tmp_path: Path
+) -> None:
+    done = run(folder, tmp_path / "out", "--methods=knn,knn", "--rows=nan", "--seeds=1")
+    assert done.code == 2 and "no method succeeded; the first failed with" in done.err
+    assert [row["method"] for row in lines(tmp_path / "out" / "results.csv")] == ["knn"]
+
+
 def test_flags_that_name_nothing_are_refused(folder: Path, tmp_path: Path) -> None:
     for flags, said in [
+        (["--methods="], "--methods: found ''; allowed are"),
         (["--methods=ourz"], "--methods: found 'ourz'; did you mean 'ours'?"),
         (["--rows=fews"], "--rows: found 'fews'; did you mean 'few'?"),
     ]:

@@ -47,6 +47,8 @@ def load(spec: Mapping[str, Any]) -> tuple[Dataset, ...]:
 
     Raises InputError where there are none, or two of one name, which names their files and results.
     """
+    if spec.get("path") == "":
+        raise InputError("config.data.path: found '', allowed is a file or folder")
     loaded = build("data", LOADERS, spec)
     sets = (loaded,) if isinstance(loaded, Dataset) else tuple(loaded)
     names = [dataset.name for dataset in sets]

@@ -1,0 +1,87 @@
+"""Numbers of a config that would train and score nonsense are refused before anything is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from diffad_jax import runs, workdir
+from diffad_jax.calibration import calibrate
+from diffad_jax.data.loading import load
+from diffad_jax.errors import InputError, RunFailed
+from diffad_jax.process import log_linear
+from diffad_jax.ranges import RANGES
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("seed", -1, "config.seed: found -1, allowed are numbers from 0 up to"),
+        ("score.times", (0.0,), r"config.score.times: found \(0.0,\), allowed are one or more numbers above 0 up to 1"),
+        ("score.times", (), r"config.score.times: found \(\), allowed are one or more numbers"),
+        ("score.times", (0.5, 1.5), "config.score.times"),
+        ("score.times", (0.5, "a"), "config.score.times"),
+        ("score.num_draws", 0, "config.score.num_draws: found 0, allowed are numbers from 1"),
+        ("denoiser.sigma_data", 0.0, "config.denoiser.sigma_data: found 0.0, allowed are numbers above 0"),
+        ("model.channel_multipliers", (), "config.model.channel_multipliers"),
+        ("training.ema_decay", 1.5, "config.training.ema_decay: found 1.5, allowed are numbers from 0 up to 1"),
+        ("training.ema_decay", float("nan"), "config.training.ema_decay: found nan"),
+        ("training.validation_rows", 1, "config.training.validation_rows: found 1, allowed are 0 and 2 or more"),
+        ("optimizer.clip_norm", True, "config.optimizer.clip_norm: found True"),
+        ("scoring.calibration_rows", 1, "config.scoring.calibration_rows: found 1, allowed are numbers from 2"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_anything_is_written(
+    key: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    config = tiny.get_config()
+    section, _, name = key.rpartition(".")
+    part = config[section] if section else config
+    with part.unlocked(), part.ignore_type():
+        part[name] = value
+    with pytest.raises(InputError, match=message):
+        runs.train(config, load(config.data)[0], tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranges_name_settings_that_there_are() -> None:
+    from diffad_jax import assembly, training
+
+    takers = [*assembly.PROCESSES.values(), *assembly.MODELS.values(), *assembly.DECODERS.values()]
+    takers += [*assembly.SCORES.values(), training.make_optimizer, runs.Training, runs.Scoring]
+    settings = {name for taker in takers for name in taker.__annotations__} | {"seed", "sigma_data", "clip"}
+    assert {path.rpartition(".")[2] for path in RANGES} <= settings
+
+
+def test_noise_rises() -> None:
+    with pytest.raises(InputError, match="config.process: found noise_min 9, allowed is less than noise_max 8"):
+        log_linear(9.0, 8.0)
+
+
+def test_calibration_needs_two_finite_normals() -> None:
+    with pytest.raises(InputError, match="needs 2 normals or more, found 1"):
+        calibrate(np.ones((3, 1)))
+    with pytest.raises(RunFailed, match="1 values of 6 that are no numbers"):
+        calibrate(np.array([[1, 2, np.nan], [1, 2, 3]]))
+    same = calibrate(np.full((3, 10), 1.7))
+    assert np.abs(np.asarray(same.log_precision)).max() == 0 and (np.asarray(same.scale) == 1).all()
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.json", b'{"seed": '), ("config.json", b"[1]")])
+def test_a_damaged_config_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}: is damaged"):
+        workdir.load_config(tmp_path)
+    with pytest.raises(InputError, match=f"{name}: is damaged"):
+        workdir.save_config(tmp_path, tiny.get_config())
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut short"])
+def test_damaged_statistics_are_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    (tmp_path / "statistics.npz").write_bytes(content)
+    with pytest.raises(InputError, match="statistics.npz: is damaged"):
+        workdir.Statistics.load(tmp_path)
