@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from absl import logging
 from numpy.testing import assert_array_equal
 from sklearn.covariance import oas
 from sklearn.preprocessing import StandardScaler
@@ -285,6 +286,21 @@ def test_labelled_reads_tables(tmp_path: Path) -> None:
     X, y = table()
     found_X, found_y = labelled(save(tmp_path / "table.npz", X, y))
     assert np.array_equal(found_X, X.astype(np.float32)) and np.array_equal(found_y, y)
+
+
+def test_a_column_too_fine_for_float32_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda message, *values: said.append(message % values))
+    X, y = table()
+    X = np.asarray(X, np.float64) * 10
+    labelled(save(tmp_path / "fine.npz", X, y))
+    labelled(save(tmp_path / "constant.npz", np.where(np.arange(X.shape[1]) == 2, 1.7e9, X), y))
+    assert not said
+    X[:, 1] += 1.7e9  # a time stamp
+    labelled(save(tmp_path / "stamped.npz", X, y))
+    assert (
+        len(said) == 1 and "stamped.npz: 1 of" in said[0] and "column 1 by" in said[0] and "in steps of 128" in said[0]
+    )
 
 
 def test_range_maps_the_stated_interval_to_minus_one_to_one() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
 import numpy as np
+from absl import logging
 from numpy.typing import ArrayLike
 
 from diffad_jax.build import nearest
@@ -116,6 +117,8 @@ def checked(X: ArrayLike, y: ArrayLike, source: str) -> tuple[np.ndarray, np.nda
         shown = ", ".join(str(v) for v in values[:5].tolist()) + (", ..." if len(values) > 5 else "")
         raise InputError(f"{source}: y holds the labels {shown}, it must hold both 0 (normal) and 1 (anomaly) only")
     if not isinstance(X, np.memmap):
+        if X.ndim == 2 and X.dtype.itemsize > 4:
+            _warn_of_rounding(X, source)
         with np.errstate(over="ignore"):
             X = X.astype(np.float32, copy=False)
     count, first = first_nonfinite(X)
@@ -125,6 +128,20 @@ def checked(X: ArrayLike, y: ArrayLike, source: str) -> tuple[np.ndarray, np.nda
             "fill or remove them"
         )
     return (X[..., None] if X.ndim == 3 else X), y.astype(np.int64)
+
+
+def _warn_of_rounding(X: np.ndarray, source: str) -> None:
+    """Says which column of a table [n, D] varies too little around too large a value for float32, such as a time stamp."""
+    with np.errstate(all="ignore"):
+        spread, step = X.std(axis=0, dtype=np.float64), np.spacing(np.abs(X).max(axis=0).astype(np.float32))
+        coarse = np.flatnonzero((spread > 0) & (16 * step > spread))
+    if len(coarse):
+        column = coarse[0]
+        logging.warning(
+            "%s: %d of %d columns of X vary too little for float32 (column %d by %.3g, in steps of %.3g): "
+            "subtract their means",
+            *(source, len(coarse), X.shape[1], column, spread[column], step[column]),
+        )
 
 
 def one_class_split(
