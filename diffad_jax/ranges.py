@@ -56,14 +56,16 @@ RANGES = {
     "scoring.smoothing": Range(0),
     "scoring.picture_time": TIME,
 }
+LISTS = ("model.channel_multipliers", "score.times")
 
 
 def check_ranges(config: Mapping[str, Any]) -> None:
-    """Raises InputError on the first number, or list of numbers, of a config that is not in its range, or an empty list."""
+    """Raises InputError on the first number, or list of one or more numbers, of a config that is not in its range."""
     for path, allowed in RANGES.items():
         section, _, name = path.rpartition(".")
         value = (config.get(section, {}) if section else config).get(name)
-        several = isinstance(value, list | tuple)
-        if value is None or (all(map(allowed.holds, value)) and value if several else allowed.holds(value)):
+        if value is None:
             continue
-        raise InputError(f"config.{path}: found {value!r}, allowed are {'one or more ' if several else ''}{allowed}")
+        kind, values = ("lists of ", value) if path in LISTS else ("", [value])
+        if not isinstance(values, list | tuple) or not values or not all(map(allowed.holds, values)):
+            raise InputError(f"config.{path}: found {value!r}, allowed are {kind}{allowed}")

@@ -20,10 +20,11 @@ from diffad_jax.ranges import RANGES
     ("key", "value", "message"),
     [
         ("seed", -1, "config.seed: found -1, allowed are numbers from 0 up to"),
-        ("score.times", (0.0,), r"config.score.times: found \(0.0,\), allowed are one or more numbers above 0 up to 1"),
-        ("score.times", (), r"config.score.times: found \(\), allowed are one or more numbers"),
+        ("score.times", (0.0,), r"config.score.times: found \(0.0,\), allowed are lists of numbers above 0 up to 1"),
+        ("score.times", (), r"config.score.times: found \(\), allowed are lists of numbers"),
         ("score.times", (0.5, 1.5), "config.score.times"),
         ("score.times", (0.5, "a"), "config.score.times"),
+        ("score.times", 0.5, "config.score.times: found 0.5, allowed are lists of numbers"),
         ("score.num_draws", 0, "config.score.num_draws: found 0, allowed are numbers from 1"),
         ("denoiser.sigma_data", 0.0, "config.denoiser.sigma_data: found 0.0, allowed are numbers above 0"),
         ("model.channel_multipliers", (), "config.model.channel_multipliers"),
