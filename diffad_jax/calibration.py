@@ -52,16 +52,20 @@ def calibrate(levels: np.ndarray) -> Calibration:
             "the score of training normals is not finite: its levels hold "
             f"{np.count_nonzero(~np.isfinite(levels))} values of {levels.size} that are no numbers"
         )
-    spread = levels.min(axis=1) < levels.max(axis=1)  # rounding gives equal numbers a deviation
     logs = np.log(np.maximum(levels, TINY)).T
-    unit = np.where(logs.min(axis=0) < logs.max(axis=0), logs.std(axis=0), 1.0)
+    unit = spread(logs)
     from sklearn.covariance import oas  # here: the import takes longer than the fit
 
     covariance, _ = oas((logs - logs.mean(axis=0)) / unit, assume_centered=True)
     # A level without any spread, which OAS of data without any spread leaves at 0, would have no inverse.
     precision = np.linalg.pinv(covariance, hermitian=True) / np.outer(unit, unit)
-    fitted = (levels.mean(axis=1), np.where(spread, levels.std(axis=1), 1.0), logs.mean(axis=0), precision)
+    fitted = (levels.mean(axis=1), spread(levels.T), logs.mean(axis=0), precision)
     return Calibration(*(jnp.asarray(value, jnp.float32) for value in fitted))
+
+
+def spread(rows: np.ndarray) -> np.ndarray:
+    """Standard deviations over rows [N, ...] -> [...], 1 where all are equal: rounding gives equal numbers a deviation."""
+    return np.where(rows.min(axis=0) < rows.max(axis=0), rows.std(axis=0), 1.0)
 
 
 def standardised_mean(calibration: Calibration, levels: Array) -> Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffad_jax.calibration import TINY
+from diffad_jax.calibration import TINY, spread
 from diffad_jax.errors import InputError
 
 PLACES = 32  # along a side, about
@@ -90,8 +90,7 @@ def read(memory: Memory, maps: Array) -> tuple[Array, Array]:
     """Maps [L, B, H, W] of a score -> (scores [B], anomaly maps [B, H, W]).
 
     At each place d / m - 1, d the squared distance to the nearest window of the bank (`nearest`) and m the `unit`: about 0
-    for normals. The score is the mean of the highest
-    hundredth of the places, the map is interpolated between them.
+    for normals. The score is the mean of the highest hundredth of the places, the map is interpolated between them.
     """
     distances = nearest(memory, local_statistics(maps))
     shape = (maps.shape[1], *maps.shape[2:])
@@ -132,9 +131,7 @@ def _of_picture(memory: Memory, distances: Array) -> Array:
 
 def _remember(statistics: np.ndarray, seed: int) -> Memory:
     features = statistics.shape[-1]
-    mean, scale = statistics.mean(axis=0), statistics.std(axis=0)
-    # Rounding gives equal numbers a deviation.
-    scale = np.where(statistics.min(axis=0) < statistics.max(axis=0), scale, 1.0)
+    mean, scale = statistics.mean(axis=0), spread(statistics)
     rows = ((statistics - mean) / scale).reshape(-1, features)
     correlation = (1 - SHRINKAGE) * (rows.T @ rows) / len(rows) + SHRINKAGE * np.eye(features)
     values, vectors = np.linalg.eigh(correlation)

@@ -54,15 +54,10 @@ def make_optimizer(
 
 def global_norm(tree: Params) -> Array:
     """The square root of the sum of all squares; arrays of less than 2^16 elements are put together first."""
-    small: list[Array] = []
-    sums = []
-    for x in jax.tree.leaves(tree):
-        if x.size < 2**16:
-            small.append(x.ravel())
-        else:
-            sums.append(jnp.sum(x * x))
-    joined = jnp.concatenate([jnp.zeros(0), *small])
-    return jnp.sqrt(sum(sums, jnp.sum(joined * joined)))
+    leaves = jax.tree.leaves(tree)
+    small = [x.ravel() for x in leaves if x.size < 2**16]
+    joined = [jnp.concatenate(small)] if small else []
+    return optax.global_norm(joined + [x for x in leaves if x.size >= 2**16])
 
 
 def _clip(norm: float) -> optax.GradientTransformation:

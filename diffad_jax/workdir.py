@@ -2,17 +2,16 @@
 
 import json
 import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from diffad_jax.calibration import Calibration
+from diffad_jax.data.npz import read_arrays
 from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
 from diffad_jax.memory import Memory
@@ -116,11 +115,11 @@ class Statistics:
         if not path.exists():
             raise InputError(f"{path}: missing; the run has not finished: repeat its experiments.train command")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                stored = {key: file[key] for key in file.files}
-        except (ValueError, OSError, EOFError, AttributeError, BadZipFile, zlib.error) as error:
+            stored = read_arrays(path, ("threshold",), None)
+        except InputError as error:
+            cause = str(error).removeprefix(f"{path}: ")
             raise InputError(
-                f"{path}: is damaged ({error}); delete it and repeat the run's experiments.train command"
+                f"{path}: is damaged ({cause}); delete it and repeat the run's experiments.train command"
             ) from error
         if "normal_scores" not in stored:
             raise InputError(f"{path}: of an earlier version; delete it and repeat the run's experiments.train command")

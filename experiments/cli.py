@@ -104,12 +104,12 @@ def chosen_rows(data_dir: str, rows: Sequence[str]) -> list[str]:
     return [name for name in names if not rows or name in rows or name.split("/")[-1] in rows]
 
 
-def chosen_methods(methods: Sequence[str], known: Collection[str]) -> list[str]:
-    """What --methods names, each once; raises InputError where that is nothing or not known."""
-    for method in methods or [""]:
-        if method not in known:
-            raise InputError(f"--methods: found {method!r}; {nearest(method, known)}")
-    return list(dict.fromkeys(methods))
+def chosen(flag: str, names: Sequence[str], known: Collection[str]) -> list[str]:
+    """What a flag names, each once; raises InputError where that is not known."""
+    for name in names:
+        if name not in known:
+            raise InputError(f"--{flag}: found {name!r}; {nearest(name, known)}")
+    return list(dict.fromkeys(names))
 
 
 def _check_config(argv: list[str]) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 from absl import flags
 
 from diffad_jax import baselines, detector, workdir
-from diffad_jax.build import nearest
 from diffad_jax.data.dataset import Dataset, Rows
 from diffad_jax.data.folders import labelled_folder
 from diffad_jax.data.loading import load
@@ -142,9 +141,7 @@ def pictures_of(trained: detector.Trained, dataset: Dataset, scores: np.ndarray)
 
 
 def main(_: list[str]) -> None:
-    for name in BASELINES.value:
-        if name not in baselines.BASELINES:
-            raise InputError(f"--baselines: found {name!r}; {nearest(name, baselines.BASELINES)}")
+    cli.chosen("baselines", BASELINES.value, baselines.BASELINES)
     root = Path(WORKDIR.value)
     directories = [root] if (root / "config.json").exists() else sorted(p.parent for p in root.glob("*/config.json"))
     if not directories:

@@ -47,7 +47,7 @@ Key = tuple[str, str, str, int]
 
 def keys() -> list[Key]:
     """(data set, method, what is normal, seed) of every result that is asked for, small pictures first."""
-    methods = cli.chosen_methods(CHOSEN.value, ALL)
+    methods = cli.chosen("methods", CHOSEN.value or [""], ALL)
     for size in RESOLUTIONS.value:
         if not (size.isdecimal() and int(size)):
             raise InputError(f"--resolutions: found {size!r}, allowed are pixels from 1")
@@ -105,7 +105,7 @@ def main(_: list[str]) -> None:
     for key in tqdm(pending, total=len(asked), initial=len(asked) - len(pending), unit="result", smoothing=0):
         results.append(measure(key))
     rows = [row for row in results.rows if table.key_of(row) in asked]
-    curves = scalability.Curves(rows, cli.chosen_methods(CHOSEN.value, ALL))
+    curves = scalability.Curves(rows, list(dict.fromkeys(method for _, method, *_ in asked)))
     if not curves.methods:
         raise InputError(f"no method succeeded; the first failed with {rows[0]['error']}")
     train, test = ({str(row[count]) for row in rows if row[count]} for count in ("n_train", "n_test"))

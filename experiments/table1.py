@@ -49,7 +49,7 @@ def measure(key: tuple[str, str, str, int], dataset: Dataset | Exception, out: P
 
 
 def main(_: list[str]) -> None:
-    methods = cli.chosen_methods(CHOSEN.value, METHODS)
+    methods = cli.chosen("methods", CHOSEN.value or [""], METHODS)
     names, protocol, out = cli.chosen_rows(DATA_DIR.value, ROWS.value), PROTOCOL.value, Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     results = table.Results(out / "results.csv")

@@ -23,11 +23,13 @@ from diffad_jax.data import (
     digits,
     labelled,
     mnist_c,
+    npz,
     one_class_split,
     pictures,
     transforms,
 )
-from diffad_jax.data.dataset import Rows, read_npz
+from diffad_jax.data.dataset import Rows
+from diffad_jax.data.npz import read_npz
 from diffad_jax.errors import InputError
 
 
@@ -103,7 +105,7 @@ def test_large_tables_stay_on_disk_and_split_as_small_ones(
     X, y = rng.normal(size=(300, 7)).astype(dtype), rng.integers(2, size=300)
     save(tmp_path / "set.npz", y=y, X=X)
     small = adbench(tmp_path / "set.npz", seed=1)
-    monkeypatch.setattr(dataset, "MAPPED_BYTES", 1000)
+    monkeypatch.setattr(npz, "MAPPED_BYTES", 1000)
     large = adbench(tmp_path / "set.npz", seed=1)
     assert isinstance(small.train, np.ndarray) and isinstance(large.train, dataset.Chosen)
     assert isinstance(large.train.rows, np.memmap) and not list(tmp_path.glob("*.npy"))

@@ -10,7 +10,8 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from diffad_jax.data.dataset import Dataset, one_class_split, read_npz
+from diffad_jax.data.dataset import Dataset, one_class_split
+from diffad_jax.data.npz import read_npz
 from diffad_jax.errors import InputError
 
 COMMIT = "3dac8221081e190f157d78e93bfa8867f90d0965"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffad_jax.data.dataset import Classes, Dataset, class_setting, one_class_name, read_arrays, select_classes
+from diffad_jax.data.dataset import Classes, Dataset, class_setting, one_class_name, select_classes
+from diffad_jax.data.npz import read_arrays
 from diffad_jax.data.pictures import PICTURE_SUFFIXES, MaskFiles, PictureFiles, header, readable
 from diffad_jax.errors import InputError
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffad_jax.data.dataset import Dataset, checked, one_class_split, read_npz
+from diffad_jax.data.dataset import Dataset, checked, one_class_split
+from diffad_jax.data.npz import read_npz
 from diffad_jax.errors import InputError
 
 
