@@ -75,20 +75,22 @@ def run(main: Callable[[list[str]], None]) -> None:
             _fail(str(error))
         except RunFailed as error:
             _fail(str(error), code=1)
-        except OSError as error:
-            # Of the machine rather than of the user: no room, no right to write, a network disk that went away.
-            _fail(f"{error.filename or 'a file'}: {error.strerror or error}", code=1)
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(stopped.exit_code)
         except Exception as error:
+            if _of_the_others(error):
+                reason = str(error).splitlines()[0]
+                _fail(
+                    f"the work with the other processes failed, most likely because one of them did ({reason})", code=1
+                )
+            if isinstance(error, OSError):
+                # Of the machine rather than of the user: no room, no right to write, a network disk that went away.
+                _fail(f"{error.filename or 'a file'}: {error.strerror or error}", code=1)
             if not jax.distributed.is_initialized():
                 raise
-            if not isinstance(error, jax.errors.JaxRuntimeError):
-                traceback.print_exc()
-                _leave(1)
-            reason = str(error).splitlines()[0]
-            _fail(f"the work with the other processes failed, most likely because one of them did ({reason})", code=1)
+            traceback.print_exc()
+            _leave(1)
 
     app.run(guarded, flags_parser=parse)
 
@@ -143,6 +145,12 @@ def _flag_names() -> list[str]:
         for flag in those
         if module in (sys.argv[0], main) or flag.name == "config"
     )
+
+
+def _of_the_others(error: Exception) -> bool:
+    """Whether this is how JAX's collectives, or Orbax where processes wait for each other, tell that another process died."""
+    waited = isinstance(error, TimeoutError) and error.errno is None
+    return jax.distributed.is_initialized() and (waited or isinstance(error, jax.errors.JaxRuntimeError))
 
 
 def _tell_unless_late(unraisable: Any) -> None:
