@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from diffad_jax import distributed
 from diffad_jax.errors import InputError, RunFailed
 
 
@@ -103,6 +104,8 @@ class Checkpoints:
             except InputError:
                 raise
             except Exception as error:  # Orbax raises many kinds for damaged files.
+                if distributed.of_another(error):
+                    raise
                 logging.warning("checkpoint %s/%d cannot be read (%s)", self.directory, step, _reason(error))
                 damaged.append(step)
             else:
@@ -139,6 +142,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            if distributed.of_another(error):
+                raise
             raise RunFailed(
                 f"{self.directory}: a checkpoint cannot be written ({_reason(error)}); last good checkpoint: "
                 f"{max(self._manager.all_steps(read=True), default='none')}"

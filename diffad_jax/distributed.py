@@ -52,6 +52,12 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     )
 
 
+def of_another(error: Exception) -> bool:
+    """Whether this is how JAX's collectives, or Orbax where processes wait for each other, tell that another process died."""
+    waited = isinstance(error, TimeoutError) and error.errno is None
+    return jax.distributed.is_initialized() and (waited or isinstance(error, jax.errors.JaxRuntimeError))
+
+
 def _number(name: str) -> int | None:
     """The environment variable, where it is set."""
     value = os.environ.get(name)

@@ -79,7 +79,7 @@ def run(main: Callable[[list[str]], None]) -> None:
             print(stopped, file=sys.stderr)
             sys.exit(stopped.exit_code)
         except Exception as error:
-            if _of_the_others(error):
+            if distributed.of_another(error):
                 reason = str(error).splitlines()[0]
                 _fail(
                     f"the work with the other processes failed, most likely because one of them did ({reason})", code=1
@@ -145,12 +145,6 @@ def _flag_names() -> list[str]:
         for flag in those
         if module in (sys.argv[0], main) or flag.name == "config"
     )
-
-
-def _of_the_others(error: Exception) -> bool:
-    """Whether this is how JAX's collectives, or Orbax where processes wait for each other, tell that another process died."""
-    waited = isinstance(error, TimeoutError) and error.errno is None
-    return jax.distributed.is_initialized() and (waited or isinstance(error, jax.errors.JaxRuntimeError))
 
 
 def _tell_unless_late(unraisable: Any) -> None:

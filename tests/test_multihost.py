@@ -8,13 +8,16 @@ import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
+import orbax.checkpoint
 import pytest
 from processes import CONTEXT, start
 
 from diffad_jax import distributed
+from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.detector import load
 from diffad_jax.errors import InputError
 from experiments import cli
@@ -137,20 +140,25 @@ def test_a_process_that_dies_ends_the_others(arguments: tuple[str, ...], tmp_pat
     assert any(words in error for words in told), error[-2000:]
 
 
-def wait_in_vain(log: Path, port: int) -> None:
+def wait_in_vain(folder: Path, port: int) -> None:
     """A command of a run of several processes, in which Orbax waits for one that does not come."""
 
     def main(argv: list[str]) -> None:
-        raise TimeoutError("Timed out while waiting for async_write_complete barrier.")
+        timeout = TimeoutError("Timed out while waiting for async_write_complete barrier.")
+        with (
+            Checkpoints(folder) as checkpoints,
+            mock.patch.object(orbax.checkpoint.CheckpointManager, "wait_until_finished", side_effect=timeout),
+        ):
+            checkpoints.restore({})
 
-    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+    os.dup2(os.open(folder / "err", os.O_WRONLY | os.O_CREAT), 2)
     sys.argv = ["command", f"--coordinator=127.0.0.1:{port}", "--num_processes=1", "--process_id=0"]
     cli.distributed_flags()
     cli.run(main)
 
 
 def test_waiting_in_vain_for_a_process_is_told_as_its_death(tmp_path: Path) -> None:
-    process = CONTEXT.Process(target=wait_in_vain, args=(tmp_path / "err", free_port()))
+    process = CONTEXT.Process(target=wait_in_vain, args=(tmp_path, free_port()))
     process.start()
     process.join()
     assert process.exitcode == 1
