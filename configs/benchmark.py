@@ -28,6 +28,8 @@ def get_config(model: str = "unet") -> ConfigDict:
     config.training = {"num_steps": 1000, "batch_size": BATCH_SIZES[model]}
     # A step of the MLP takes milliseconds, a dispatch from Python a good part of one.
     config.training.steps_per_dispatch = 50 if model == "mlp" else 1
+    # In passes of 16 pictures a U-Net needs less memory and, on a CPU, less time.
+    config.training.accumulate = 4 if model == "unet" else 1
     config.sampler = {"name": "ddim"}
     config.decoder = {"name": "gaussian_decoder"}
     config.score = {"name": "one_step", "times": (0.5,), "num_draws": 1}

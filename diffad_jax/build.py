@@ -8,6 +8,9 @@ from typing import Any
 from diffad_jax.errors import InputError
 
 
+KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
+
+
 def nearest(found: str, allowed: Iterable[str]) -> str:
     """ "allowed are a, b, c" for an error line, the closest match to `found` named first."""
     allowed = list(allowed)
@@ -20,7 +23,8 @@ def build(key: str, choices: Mapping[str, Callable[..., Any]], spec: Mapping[str
     """choices[spec["name"]](**given, **rest of spec); config keys equal the argument names of what they build.
 
     given: arguments that the program supplies; those that the choice does not take are left out.
-    Raises InputError naming the config key (`key.name`, `key.argument`) on an unknown name or argument, or a missing one.
+    Raises InputError naming the config key (`key.name`, `key.argument`) on an unknown name or argument, a missing one, or a
+    value of another type than int, float, bool or str where the argument is annotated with one of these.
     """
     if "name" not in spec:
         raise InputError(f"config.{key}: has no `name`; {nearest('', choices)}")
@@ -34,11 +38,21 @@ def build(key: str, choices: Mapping[str, Callable[..., Any]], spec: Mapping[str
     for argument in arguments:
         if argument not in settable:
             raise InputError(f"config.{key}.{argument}: {name} takes no such argument; {nearest(argument, settable)}")
+        kind = parameters[argument].annotation
+        if kind in KINDS and not _is_a(kind, arguments[argument]):
+            raise InputError(f"config.{key}.{argument}: found {arguments[argument]!r}, allowed is {KINDS[kind]}")
     arguments |= {k: v for k, v in given.items() if k in parameters}
     for argument, parameter in parameters.items():
         if parameter.default is parameter.empty and argument not in arguments and argument in settable:
             raise InputError(f"config.{key}.{argument}: {name} needs it")
     return target(**arguments)
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    """Whether a config's value can stand for the kind: whole numbers are numbers too, True and False are not."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def plain(value: Any) -> Any:

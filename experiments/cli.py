@@ -26,8 +26,10 @@ from diffad_jax.loop import Stopped
 
 
 def config_flag(default: str | None = None) -> flags.FlagHolder:
-    """Defines --config FILE[:ARGUMENT], whose keys --config.key=value overrides."""
-    return config_flags.DEFINE_config_file("config", default, "Config file of the run.", lock_config=True)
+    """Defines --config FILE[:ARGUMENT]; --config.section.key=value sets what the file holds or leaves at its default."""
+    return config_flags.DEFINE_config_file(
+        "config", default, "Config file of the run.", lock_config=False, accept_new_attributes=True
+    )
 
 
 def distributed_flags() -> None:
@@ -115,7 +117,10 @@ def chosen(flag: str, names: Sequence[str], known: Collection[str]) -> list[str]
 
 
 def _check_config(argv: list[str]) -> None:
-    """Fails on a config file that cannot be read and on a --config.key that it lacks; ml_collections names neither well."""
+    """Fails on a config file that cannot be read and on a --config.section that no config has.
+
+    What is built from a section knows, and checks, the keys that it may hold.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", nargs="?")
     specified = parser.parse_known_args(argv[1:])[0].config
@@ -128,12 +133,15 @@ def _check_config(argv: list[str]) -> None:
         config = flags.FLAGS["config"].parser.parse(specified)
     except (TypeError, ValueError) as error:
         _fail(f"--config={specified}: {error.__context__}")
+    sections = {**config, "parallel": "jit"}
     for override in (arg.partition("=")[0] for arg in argv if arg.startswith("--config.")):
-        node = config
-        for part in override.split(".")[1:]:
-            if not isinstance(node, ConfigDict) or part not in node:
-                _fail(f"{override}: no such key; {nearest(part, node if isinstance(node, ConfigDict) else ())}")
-            node = node[part]
+        _, section, *keys = override.split(".")
+        if section not in sections:
+            _fail(f"{override}: no such key; {nearest(section, sections)}")
+        if keys and not isinstance(sections[section], ConfigDict):
+            _fail(f"{override}: no such key; --config.{section} has none below it")
+        if len(keys) > 1:
+            _fail(f"{override}: no such key; --config.{section}.{keys[0]} has none below it")
 
 
 def _flag_names() -> list[str]:

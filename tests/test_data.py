@@ -411,7 +411,7 @@ def test_transforms_refuse_what_they_were_not_fitted_for(wide: np.ndarray) -> No
         with pytest.raises(InputError, match=message):
             transform.apply(bad)
     cases: list[tuple[str, dict[str, Any], str]] = [
-        ("zca", {}, "'range', 'contrast', 'standardise', 'whiten'"),
+        ("zca", {}, "allowed are range, contrast, standardise, whiten"),
         ("whiten", {"l3": True}, "l3"),
         ("whiten", {"pooling": -1.0}, "pooling = -1.0, allowed are numbers from 0"),
         ("range", {"low": 0}, "high"),

@@ -1,6 +1,5 @@
 """Statistics of the training normals that bring raw values to model range; evaluation needs only the saved arrays."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from diffad_jax.build import build
 from diffad_jax.data.dataset import Rows, chunks, first_nonfinite
 from diffad_jax.errors import InputError
 
@@ -109,16 +109,10 @@ def fit(name: str, train: Rows, **options: Any) -> Transform:
     Raises InputError on an unknown name or option, rows that are not finite, training values outside [low, high],
     pooling below 0, shrinkage outside [0, 1] or more than 8192 columns to whiten.
     """
-    if name not in FITS:
-        raise InputError(f"transform: found {name!r}, allowed are {', '.join(map(repr, FITS))}")
     if len(train.shape) < 2 or len(train) < 2:
         raise InputError(f"transform {name!r}: train has shape {train.shape}, allowed is [N, ...] with N >= 2")
     _check(train, train.shape[1:])
-    try:
-        inspect.signature(FITS[name]).bind(train, **options)
-    except TypeError as error:
-        raise InputError(f"transform {name!r}: {error}") from error
-    return Transform(name, train.shape[1:], FITS[name](train, **options))
+    return Transform(name, train.shape[1:], build("transform", FITS, {"name": name, **options}, train=train))
 
 
 def _fit_range(train: Rows, low: float, high: float) -> Arrays:
