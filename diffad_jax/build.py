@@ -7,7 +7,6 @@ from typing import Any
 
 from diffad_jax.errors import InputError
 
-
 KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
 
 

@@ -159,7 +159,10 @@ BAD_TRAINING = {
     "a key of a number": (["--config.seed.x=1"], ["--config.seed.x", "none below it"]),
     "a key below a key": (["--config.model.width.x=1"], ["--config.model.width.x", "none below it"]),
     "a word for a number left out": (["--config.optimizer.clip_norm=x"], ["config.optimizer.clip_norm", "'x'"]),
-    "a word for a count left out": (["--config.training.validation_rows=x"], ["config.training.validation_rows", "'x'"]),
+    "a word for a count left out": (
+        ["--config.training.validation_rows=x"],
+        ["config.training.validation_rows", "'x'"],
+    ),
     "a word for yes or no": (["--config.score.bias=maybe"], ["config.score.bias", "'maybe'", "True or False"]),
     "a word for a number": (["--config.training.num_steps=many"], ["config.training.num_steps", "many"]),
     "a fraction for a count": (["--config.training.num_steps=2.5"], ["config.training.num_steps", "2.5"]),
