@@ -130,7 +130,7 @@ def _check_config(argv: list[str]) -> None:
     if not file.is_file():
         _fail(f"--config: {file} is no file; {nearest(str(file), map(str, sorted(file.parent.glob('[!_]*.py'))))}")
     try:
-        config = flags.FLAGS["config"].parser.parse(specified)
+        config: Any = flags.FLAGS["config"].parser.parse(specified)
     except (TypeError, ValueError) as error:
         _fail(f"--config={specified}: {error.__context__}")
     sections = {**config, "parallel": "jit"}

@@ -5,6 +5,7 @@ PyTorch is optional (`pip install .[benchmark]`). Pictures are [B, C, H, W] in c
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ def trainer(
         data = data.permute(0, 3, 1, 2)
     t = torch.arange(1, 1001) / 1000
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).float()
-    parameters = list(network.parameters())
+    parameters: list[Tensor] = list(network.parameters())
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(
         parameters, learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=None if plain else True
@@ -154,7 +155,7 @@ class TorchUNet(nn.Module):
         self.time_embed = time_network(width, 4 * width)
         features = width * model.channel_multipliers[0]
         last = len(model.channel_multipliers) - 1
-        self.input_blocks = nn.ModuleList([nn.ModuleList([conv(inputs, features)])])
+        self.input_blocks: Any = nn.ModuleList([nn.ModuleList([conv(inputs, features)])])
         skips = [features]
 
         def blocks(inputs: int, level: int) -> nn.ModuleList:
@@ -177,7 +178,7 @@ class TorchUNet(nn.Module):
         self.middle_block = nn.ModuleList(
             [ResBlock(model, features, features), Attention(model, features), ResBlock(model, features, features)]
         )
-        self.output_blocks = nn.ModuleList()
+        self.output_blocks: Any = nn.ModuleList()
         for level in range(last, -1, -1):
             for i in range(model.num_blocks + 1):
                 parts = blocks(features + skips.pop(), level)
