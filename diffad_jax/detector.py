@@ -20,7 +20,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.evaluation import Judge, Reading, make_reader, make_scorer
 from diffad_jax.noise import fold_in, gaussian, keys_for
 from diffad_jax.patches import over_patches
-from diffad_jax.runs import scoring_of, start
+from diffad_jax.runs import define, scoring_of
 from diffad_jax.samplers import sample, uniform
 from diffad_jax.scores import reconstruct
 from diffad_jax.training import Params
@@ -113,9 +113,12 @@ def load(workdir: Path) -> Trained:
     They are those of the last checkpoint, or of the best where config.training.keep asks for it.
     """
     config, statistics = load_config(workdir), Statistics.load(workdir)
-    system, state, _, training = start(config, statistics.transform.shape)
+    system, init, _, training = define(config, statistics.transform.shape)
+    # Nothing is drawn: zeros that no one touches take neither memory nor time.
+    like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(init))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        restored = checkpoints.restore(state, best=training.keep == "best")
+        restored = checkpoints.restore(like, best=training.keep == "best")
     if restored is None:
         raise InputError(f"{workdir / 'checkpoints'}: holds no checkpoint; repeat the experiments.train command")
-    return Trained(config, system, restored.ema, statistics)
+    params = restored.ema if jax.device_count() > 1 else jax.device_put(restored.ema)
+    return Trained(config, system, params, statistics)

@@ -71,11 +71,12 @@ def start(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, TrainStat
     are more, none of which need have room for the whole of it.
     """
     system, init, step, training = define(config, shape)
-    return system, init(), step, training
+    state = init()
+    return system, state if jax.device_count() == 1 else cast(TrainState, jax.device_get(state)), step, training
 
 
 def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable[[], TrainState], Any, Training]:
-    """As `start`, with a function that makes the state in place of the state."""
+    """As `start`, with a pure function that makes the state, on the device, in place of the state."""
     check_ranges(config)
     system = assemble(config, shape)
     training: Training = build("training", {"Training": Training}, {"name": "Training", **config.training})
@@ -96,8 +97,7 @@ def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable
     def init() -> TrainState:
         # The default generator takes three times as long to compile for a network's many small draws.
         key = jax.random.key(config.seed, impl="rbg")
-        state = jax.jit(lambda key: init_state(system.init(key), optimizer))(key)
-        return state if jax.device_count() == 1 else cast(TrainState, jax.device_get(state))
+        return jax.jit(lambda key: init_state(system.init(key), optimizer))(key)
 
     mean = {"mean_over_devices": mean_over_devices} if config.get("parallel") == "pmap" else {}
     step = make_train_step(system.loss, optimizer, training.batch_size, training.ema_decay, training.accumulate, **mean)

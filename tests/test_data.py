@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from absl import logging
 from numpy.testing import assert_array_equal
 from sklearn.covariance import oas
 from sklearn.preprocessing import StandardScaler
@@ -290,19 +289,24 @@ def test_labelled_reads_tables(tmp_path: Path) -> None:
     assert np.array_equal(found_X, X.astype(np.float32)) and np.array_equal(found_y, y)
 
 
-def test_a_column_too_fine_for_float32_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(logging, "warning", lambda message, *values: said.append(message % values))
+@pytest.mark.parametrize("mapped", [False, True])
+def test_columns_too_fine_for_float32_keep_their_digits(
+    mapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(npz, "MAPPED_BYTES", 64 if mapped else 1 << 29)
     X, y = table()
     X = np.asarray(X, np.float64) * 10
-    labelled(save(tmp_path / "fine.npz", X, y))
-    labelled(save(tmp_path / "constant.npz", np.where(np.arange(X.shape[1]) == 2, 1.7e9, X), y))
-    assert not said
-    X[:, 1] += 1.7e9  # a time stamp
-    labelled(save(tmp_path / "stamped.npz", X, y))
-    assert (
-        len(said) == 1 and "stamped.npz: 1 of" in said[0] and "column 1 by" in said[0] and "in steps of 128" in said[0]
+    if not mapped:
+        assert labelled(save(tmp_path / "fine.npz", X, y))[0].dtype == np.float32
+        constant = np.where(np.arange(X.shape[1]) == 2, 1.7e9, X)
+        assert labelled(save(tmp_path / "constant.npz", constant, y))[0].dtype == np.float32
+    stamped = X + np.where(np.arange(X.shape[1]) == 1, 1.7e9, 0)
+    found, plain = (
+        one_class_split(*labelled(save(tmp_path / f"{i}.npz", rows, y)), "rows") for i, rows in enumerate((stamped, X))
     )
+    for rows, expected in ((found.train, plain.train), (found.test, plain.test)):
+        fitted, like = transforms.fit("standardise", found.train), transforms.fit("standardise", plain.train)
+        np.testing.assert_allclose(fitted.apply(rows), like.apply(expected), atol=1e-4)
 
 
 def test_range_maps_the_stated_interval_to_minus_one_to_one() -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from absl import logging
 from numpy.typing import ArrayLike
 
 from diffad_jax.build import nearest
@@ -17,6 +16,7 @@ Classes = int | str | Sequence[int | str]
 MIN_TRAIN_ROWS = 8
 PAPER_ROWS = 1000
 CHUNK_VALUES = 1 << 22
+FLOAT32 = np.dtype(np.float32)
 
 
 class Rows(Protocol):
@@ -36,11 +36,11 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Chosen:
-    """The rows of `rows` at `places`, read, as float32, when they are indexed."""
+    """The rows of `rows` at `places`, read when they are indexed."""
 
     rows: Rows
     places: np.ndarray
-    dtype = np.dtype(np.float32)
+    dtype: np.dtype = FLOAT32
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,7 +50,7 @@ class Chosen:
         return len(self.places)
 
     def __getitem__(self, index: slice | np.ndarray, /) -> np.ndarray:
-        return np.asarray(self.rows[self.places[index]], np.float32)
+        return np.asarray(self.rows[self.places[index]], self.dtype)
 
     def __array__(self, dtype: None = None, /, *, copy: bool | None = None) -> np.ndarray:
         return self[:]
@@ -94,6 +94,7 @@ def chunks(rows: Rows) -> list[tuple[int, int]]:
 def checked(X: ArrayLike, y: ArrayLike, source: str) -> tuple[np.ndarray, np.ndarray]:
     """Validate a labelled table or stack of pictures and return it as (float32 X, int64 y); an X on disk stays as stored.
 
+    A table whose columns float32 would round away, such as one with time stamps, becomes float64.
     X: [n, D], [n, H, W] (gets C = 1) or [n, H, W, C].  y: [n] of 0 (normal) and 1 (anomaly), both present.
     Constant columns are allowed: the transforms divide by 1 where the spread is 0.
     Raises InputError, naming `source`, on other shapes or labels, on values that are not numbers, and on
@@ -111,10 +112,8 @@ def checked(X: ArrayLike, y: ArrayLike, source: str) -> tuple[np.ndarray, np.nda
         shown = ", ".join(str(v) for v in values[:5].tolist()) + (", ..." if len(values) > 5 else "")
         raise InputError(f"{source}: y holds the labels {shown}, it must hold both 0 (normal) and 1 (anomaly) only")
     if not isinstance(X, np.memmap):
-        if X.ndim == 2 and X.dtype.itemsize > 4:
-            _warn_of_rounding(X, source)
         with np.errstate(over="ignore"):
-            X = X.astype(np.float32, copy=False)
+            X = X.astype(_precision(X), copy=False)
     count, first = first_nonfinite(X)
     if count:
         raise InputError(
@@ -124,19 +123,20 @@ def checked(X: ArrayLike, y: ArrayLike, source: str) -> tuple[np.ndarray, np.nda
     return (X[..., None] if X.ndim == 3 else X), y.astype(np.int64)
 
 
-def _warn_of_rounding(X: np.ndarray, source: str) -> None:
-    """Says which column of a table [n, D] varies too little around too large a value for float32, such as a time stamp."""
-    with np.errstate(all="ignore"):
-        ends = np.abs(np.stack([X.min(axis=0), X.max(axis=0)]).astype(np.float32))
-        spread, step = X.std(axis=0, dtype=np.float64), np.spacing(ends.max(axis=0))
-        coarse = np.flatnonzero((spread > 0) & (16 * step > spread))
-    if len(coarse):
-        column = coarse[0]
-        logging.warning(
-            "%s: %d of %d columns of X vary too little for float32 (column %d by %.3g, in steps of %.3g): "
-            "subtract their means",
-            *(source, len(coarse), X.shape[1], column, spread[column], step[column]),
-        )
+def _precision(X: np.ndarray) -> np.dtype:
+    """float64 for a table [n, D] where a column varies too little around too large a value for float32, else float32."""
+    if X.ndim == 2 and (X.dtype.kind != "f" or X.dtype.itemsize > 4):
+        # Away from the first row, so that the squares of large values do not hide the spread.
+        first, sums, squares, ends = X[0].astype(np.float64), 0.0, 0.0, 0.0
+        with np.errstate(all="ignore"):
+            for start, stop in chunks(X):
+                away = X[start:stop] - first
+                sums, squares = sums + away.sum(axis=0), squares + np.square(away).sum(axis=0)
+                ends = np.maximum(ends, np.abs(X[start:stop].astype(np.float32)).max(axis=0))
+            spread = np.sqrt(np.maximum(squares / len(X) - np.square(sums / len(X)), 0))
+            if ((spread > 0) & (16 * np.spacing(ends) > spread)).any():
+                return np.dtype(np.float64)
+    return FLOAT32
 
 
 def one_class_split(
@@ -169,7 +169,9 @@ def one_class_split(
     if half < MIN_TRAIN_ROWS:
         raise InputError(f"{source}: {len(normal)} normal rows give {half} to train on, needed are {MIN_TRAIN_ROWS}")
     test = np.concatenate([normal[half:], anomalous])
-    train_rows, test_rows = (Chosen(X, p) if isinstance(X, np.memmap) else X[p] for p in (normal[:half], test))
+    train_rows, test_rows = (
+        Chosen(X, p, _precision(X)) if isinstance(X, np.memmap) else X[p] for p in (normal[:half], test)
+    )
     return Dataset(name, train_rows, test_rows, y[test])
 
 
