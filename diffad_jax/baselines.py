@@ -1,6 +1,7 @@
 """Classical detectors behind one signature, each with its library's default settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib import import_module
 
 import numpy as np
 from sklearn.covariance import OAS
@@ -25,6 +26,9 @@ def fit_score(name: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> 
     if name != "knn_raw":
         standardise = transforms.fit("standardise", train)
         train, test = standardise.apply(train), standardise.apply(test)
+    else:
+        transforms.check(train, train.shape[1:])
+        transforms.check(test, train.shape[1:])
     rows, test_rows = (x.reshape(len(x), -1) for x in (train, test))
     return np.asarray(BASELINES[name](rows, test_rows, seed), np.float64)
 
@@ -51,10 +55,9 @@ def copod(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
     over all scores. PyOD ranks test rows together with the training rows, so a score depends on the other test rows and
     the ranking fails where anomalies are the majority of all rows.
     """
-    try:
-        from pyod.models.copod import COPOD
-    except ImportError as error:
-        raise InputError("copod: PyOD is not installed: pip install diffad_jax[baselines]") from error
+    check_installed(["copod"])
+    from pyod.models.copod import COPOD
+
     varying = train.min(axis=0) < train.max(axis=0)
     if not varying.any():
         return np.zeros(len(test))
@@ -71,6 +74,15 @@ def knn(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
 def mahalanobis(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
     """Squared Mahalanobis distance to the training mean under the OAS-shrunk covariance (Chen et al. 2010)."""
     return OAS().fit(train.astype(np.float64)).mahalanobis(test.astype(np.float64))
+
+
+def check_installed(names: Iterable[str]) -> None:
+    """Raises InputError where one of the baselines needs a package that is not there."""
+    try:
+        if "copod" in names:
+            import_module("pyod.models.copod")
+    except ImportError as error:
+        raise InputError("copod: PyOD is not installed: pip install diffad_jax[baselines]") from error
 
 
 BASELINES: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {

@@ -2,17 +2,21 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 from diffad_jax.errors import InputError
 
-KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
+KINDS |= {None: "None", NoneType: "None"}
 
 
 def nearest(found: str, allowed: Iterable[str]) -> str:
     """ "allowed are a, b, c" for an error line, the closest match to `found` named first."""
     allowed = list(allowed)
+    if not allowed:
+        return "none is allowed"
     close = difflib.get_close_matches(found, allowed, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}allowed are {', '.join(allowed)}"
@@ -23,7 +27,7 @@ def build(key: str, choices: Mapping[str, Callable[..., Any]], spec: Mapping[str
 
     given: arguments that the program supplies; those that the choice does not take are left out.
     Raises InputError naming the config key (`key.name`, `key.argument`) on an unknown name or argument, a missing one, or a
-    value of another type than int, float, bool or str where the argument is annotated with one of these.
+    value that does not fit an annotation of int, float, bool, str, None, unions and sequences of these.
     """
     if "name" not in spec:
         raise InputError(f"config.{key}: has no `name`; {nearest('', choices)}")
@@ -38,8 +42,8 @@ def build(key: str, choices: Mapping[str, Callable[..., Any]], spec: Mapping[str
         if argument not in settable:
             raise InputError(f"config.{key}.{argument}: {name} takes no such argument; {nearest(argument, settable)}")
         kind = parameters[argument].annotation
-        if kind in KINDS and not _is_a(kind, arguments[argument]):
-            raise InputError(f"config.{key}.{argument}: found {arguments[argument]!r}, allowed is {KINDS[kind]}")
+        if not _fits(kind, arguments[argument]):
+            raise InputError(f"config.{key}.{argument}: found {arguments[argument]!r}, allowed is {_words(kind)}")
     arguments |= {k: v for k, v in given.items() if k in parameters}
     for argument, parameter in parameters.items():
         if parameter.default is parameter.empty and argument not in arguments and argument in settable:
@@ -47,11 +51,28 @@ def build(key: str, choices: Mapping[str, Callable[..., Any]], spec: Mapping[str
     return target(**arguments)
 
 
-def _is_a(kind: type, value: Any) -> bool:
-    """Whether a config's value can stand for the kind: whole numbers are numbers too, True and False are not."""
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a config's value can stand for the annotation: whole numbers are numbers too, True and False are not."""
+    if get_origin(kind) is UnionType:
+        return any(_fits(part, value) for part in get_args(kind))
+    if get_origin(kind) is Sequence:
+        return isinstance(value, tuple) and all(_fits(get_args(kind)[0], part) for part in value)
+    if kind not in KINDS:
+        return True
+    if kind in (None, NoneType) or value is None:
+        return kind in (None, NoneType) and value is None
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, int | float if kind is float else kind)
+
+
+def _words(kind: Any) -> str:
+    """What fits an annotation."""
+    if get_origin(kind) is UnionType:
+        return " or ".join(map(_words, get_args(kind)))
+    if get_origin(kind) is Sequence:
+        return f"a list ({_words(get_args(kind)[0])} each)"
+    return KINDS.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from diffad_jax import compiler
 from diffad_jax.assembly import System
 from diffad_jax.checkpoint import Checkpoints
-from diffad_jax.data.dataset import Rows
+from diffad_jax.data.dataset import Dataset, Rows
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import Judge, Reading, make_reader, make_scorer
 from diffad_jax.noise import fold_in, gaussian, keys_for
@@ -34,6 +34,15 @@ class Trained(NamedTuple):
     system: System
     params: Params
     statistics: Statistics
+
+    def trained_on(self, datasets: Sequence[Dataset]) -> Dataset:
+        """The one of these data sets whose normals the run has learnt, by its name; raises InputError where it is missing."""
+        for dataset in datasets:
+            if dataset.name == self.statistics.dataset:
+                return dataset
+        raise InputError(
+            f"config.data: the run was trained on {self.statistics.dataset}; found {', '.join(d.name for d in datasets)}"
+        )
 
     def score(self, raw: Rows) -> np.ndarray:
         """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so."""
@@ -58,7 +67,8 @@ class Trained(NamedTuple):
 
     def score_each(self, raw_sets: Sequence[Rows]) -> list[np.ndarray]:
         """The scores of several sets. A row that stands in more than one is scored once: its score depends on it alone."""
-        if len(raw_sets) == 1 or not all(isinstance(raw, np.ndarray) for raw in raw_sets):
+        alike = len({raw.shape[1:] for raw in raw_sets}) == 1 and all(len(raw) for raw in raw_sets)
+        if len(raw_sets) == 1 or not alike or not all(isinstance(raw, np.ndarray) for raw in raw_sets):
             return [self.score(raw) for raw in raw_sets]
         rows = np.concatenate([np.ascontiguousarray(raw).reshape(len(raw), -1) for raw in raw_sets])
         as_bytes = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()

@@ -141,6 +141,9 @@ def knn_distances(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | N
     """
     if not 1 <= k <= len(bank):
         raise InputError(f"k: found {k}, allowed is 1 to the {len(bank)} rows of the bank")
+    # Around the middle of the bank, since the candidates' squares lose digits far from the origin.
+    middle = bank.mean(axis=0, dtype=np.float64).astype(np.float32)
+    bank = bank - middle
     size = 256 if len(bank) <= 256 else -(-len(bank) // 1024) * 1024
     filler = size - len(bank)
     rows = jnp.asarray(np.pad(bank, ((0, filler), (0, 0))), jnp.float32)
@@ -150,7 +153,7 @@ def knn_distances(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | N
     offset = jnp.asarray(np.pad(np.zeros(len(bank)), (0, filler), constant_values=np.inf), jnp.float32)
     found = [np.zeros((0, k), np.float32)]
     for start in range(0, len(x), BATCH):
-        batch = x[start : start + BATCH]
+        batch = x[start : start + BATCH] - middle
         padded = np.pad(batch, ((0, BATCH - len(batch)), (0, 0)))
         found.append(np.asarray(_nearest(jnp.asarray(padded, jnp.float32), rows, inverse, offset, k))[: len(batch)])
     return np.concatenate(found)

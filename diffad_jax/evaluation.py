@@ -13,6 +13,7 @@ from diffad_jax import compiler, memory
 from diffad_jax.assembly import System
 from diffad_jax.calibration import COMBINATIONS, Calibration, calibrate, per_datum, standardised_mean
 from diffad_jax.data.dataset import Rows
+from diffad_jax.errors import InputError
 from diffad_jax.memory import Memory
 from diffad_jax.metrics import threshold
 from diffad_jax.sharding import data_mesh, gather, on, own, replicate, split
@@ -125,7 +126,12 @@ def in_batches(function: Callable[[np.ndarray], Any], x: Rows, batch_size: int) 
 
 
 def joined(function: Callable[[np.ndarray], Array], x: Rows, batch_size: int) -> np.ndarray:
-    """The results [B, ...] of function over batches of x [N, ...] as one array [N, ...]; see `in_batches`."""
+    """The results [B, ...] of function over batches of x [N, ...] as one array [N, ...]; see `in_batches`.
+
+    Raises InputError where there is no datum.
+    """
+    if not len(x):
+        raise InputError("data: found none, needed is one datum or more")
     return np.concatenate(list(in_batches(function, x, batch_size)))
 
 

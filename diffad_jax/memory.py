@@ -26,6 +26,7 @@ TILE = 2048  # and of pictures that are compared at once
 FOLDS = 10
 SHRINKAGE = 0.2
 TOP = 0.01
+MIN_NORMALS = 4
 
 
 class Memory(NamedTuple):
@@ -75,8 +76,10 @@ def remember(statistics: np.ndarray, seed: int) -> tuple[Memory, np.ndarray]:
     holds all windows, or 2^20 of them drawn with `seed`.
     Raises InputError on fewer than 4 normals.
     """
-    if len(statistics) < 4:
-        raise InputError(f"config.scoring: combination 'memory' needs 4 normals or more, found {len(statistics)}")
+    if len(statistics) < MIN_NORMALS:
+        raise InputError(
+            f"config.scoring: combination 'memory' needs {MIN_NORMALS} normals or more, found {len(statistics)}"
+        )
     order = np.random.default_rng(seed).permutation(len(statistics))
     distances = np.empty(statistics.shape[:3], np.float32)
     for own in np.array_split(order, min(FOLDS, len(order))):

@@ -59,7 +59,7 @@ def patchwise(score: Score, size: int, overlap: float = 0.5) -> Score:
         def of_patch(patch: Array) -> Array:
             found = score.maps(denoise, patch, key)
             if found.ndim != 4:
-                raise InputError("config.patches: the score has no maps to join, which patches need")
+                raise InputError("config.pipeline.crop: the score has no maps to join, which patches need")
             return found
 
         return over_patches(of_patch, x_0, size, overlap)

@@ -4,31 +4,35 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from diffad_jax.build import nearest
 from diffad_jax.errors import InputError
 
 
 class Range(NamedTuple):
-    """The numbers from low to high; without low itself where it is open."""
+    """The finite numbers from low to high; `without` those of the two that are not in it."""
 
     low: float
     high: float = math.inf
-    open: bool = False
+    without: tuple[float, ...] = ()
 
     def holds(self, value: Any) -> bool:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and self.low <= value <= self.high and not (self.open and value == self.low)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return number and self.low <= value <= self.high and value not in self.without
 
     def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.open else f"from {self.low:g}"
-        return f"numbers {low}" + (f" up to {self.high:g}" if self.high < math.inf else "")
+        low = f"{'above' if self.low in self.without else 'from'} {self.low:g}"
+        high = f" {'below' if self.high in self.without else 'up to'} {self.high:g}" if self.high < math.inf else ""
+        return f"numbers {low}{high}"
 
 
-COUNT, POSITIVE, SHARE, TIME = Range(1), Range(0, open=True), Range(0, 1), Range(0, 1, open=True)
+COUNT, POSITIVE, SHARE, TIME = Range(1), Range(0, without=(0,)), Range(0, 1), Range(0, 1, without=(0,))
+BELOW_1 = Range(0, 1, without=(1,))
 RANGES = {
     "seed": Range(0, 2**32 - 1),
     "process.num_steps": COUNT,
-    "process.beta_min": TIME,
-    "process.beta_max": TIME,
+    "process.beta_min": Range(0, 1, without=(0, 1)),
+    "process.beta_max": Range(0, 1, without=(0, 1)),
+    "process.offset": Range(0),
     "process.noise_min": POSITIVE,
     "process.noise_max": POSITIVE,
     "model.width": COUNT,
@@ -39,7 +43,9 @@ RANGES = {
     "model.num_blocks": COUNT,
     "model.num_heads": COUNT,
     "model.patch_size": COUNT,
-    "model.dropout": SHARE,
+    "model.norm_groups": COUNT,
+    "model.head_channels": COUNT,
+    "model.dropout": BELOW_1,
     "denoiser.sigma_data": POSITIVE,
     "denoiser.clip": POSITIVE,
     "decoder.levels": Range(2),
@@ -47,7 +53,11 @@ RANGES = {
     "optimizer.clip_norm": POSITIVE,
     "optimizer.warmup": SHARE,
     "optimizer.weight_decay": Range(0),
-    "optimizer.b2": SHARE,
+    "optimizer.b2": BELOW_1,
+    "loss.gamma": POSITIVE,
+    "loss.num_steps": COUNT,
+    "loss.bound_weight": Range(0),
+    "sampler.eta": SHARE,
     "training.ema_decay": SHARE,
     "score.times": TIME,
     "score.num_steps": COUNT,
@@ -56,7 +66,21 @@ RANGES = {
     "scoring.smoothing": Range(0),
     "scoring.picture_time": TIME,
 }
+SECTIONS = (
+    *("seed", "transform", "process", "model", "denoiser", "loss"),
+    *("optimizer", "training", "sampler", "decoder", "score", "scoring"),
+)
+OPTIONAL_SECTIONS = ("data", "pipeline", "parallel", "mesh")
 LISTS = ("model.channel_multipliers", "score.times")
+
+
+def check_sections(config: Mapping[str, Any], *needed: str) -> None:
+    """Raises InputError where one of SECTIONS, or of those `needed` besides, is missing, and on sections of other names."""
+    for name in config:
+        if name not in (*SECTIONS, *OPTIONAL_SECTIONS):
+            raise InputError(f"config.{name}: no such section; {nearest(name, (*SECTIONS, *OPTIONAL_SECTIONS))}")
+    if missing := [name for name in (*SECTIONS, *needed) if name not in config]:
+        raise InputError(f"config: has no {', '.join(missing)}")
 
 
 def check_ranges(config: Mapping[str, Any]) -> None:

@@ -20,9 +20,9 @@ from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import MEMORY, fit_judge
 from diffad_jax.loop import fit
-from diffad_jax.memory import local_statistics
+from diffad_jax.memory import MIN_NORMALS, local_statistics
 from diffad_jax.noise import keys_for
-from diffad_jax.ranges import check_ranges
+from diffad_jax.ranges import check_ranges, check_sections
 from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, on, own, split
 from diffad_jax.training import Loss, Params, TrainState, init_state, make_optimizer, make_train_step
 from diffad_jax.workdir import Statistics, save_config
@@ -77,6 +77,7 @@ def start(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, TrainStat
 
 def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable[[], TrainState], Any, Training]:
     """As `start`, with a pure function that makes the state, on the device, in place of the state."""
+    check_sections(config)
     check_ranges(config)
     system = assemble(config, shape)
     training: Training = build("training", {"Training": Training}, {"name": "Training", **config.training})
@@ -125,7 +126,11 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         # Another config is refused, and a finished run left, before anything is compiled.
         if writes:
             save_config(workdir, config)
-        if (workdir / "statistics.npz").exists():
+        if (workdir / "statistics.npz").exists() and any((workdir / "checkpoints").glob("[0-9]*")):
+            if (trained_on := Statistics.load(workdir).dataset) != dataset.name:
+                raise InputError(
+                    f"{workdir}: was trained on {trained_on}, not on {dataset.name}; choose another workdir"
+                )
             return
     transform = transforms.fit(train=dataset.train, **config.transform)
     scoring, pipeline = scoring_of(config), pipeline_of(config, dataset.train.shape[1:])
@@ -133,6 +138,12 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     check(system, state.params, dataset.train.shape[1:], scoring.combination)
     parallel = parallel_of(config, settings)
     chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows)
+    calibrating = held_out if len(held_out) else _evenly_spaced(len(dataset.train), scoring.calibration_rows)
+    if scoring.combination == MEMORY and len(calibrating) < MIN_NORMALS:
+        raise InputError(
+            f"config.scoring: combination 'memory' needs {MIN_NORMALS} normals or more, found {len(calibrating)} by "
+            "scoring.calibration_rows or, where set, training.validation_rows"
+        )
     if writes:
         save_config(workdir, config)
     rows = transform.view(dataset.train)
@@ -155,12 +166,11 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         keep=settings.keep,
         progress=dataset.name if progress and writes else None,
     )
-    calibrating = held_out if len(held_out) else _evenly_spaced(len(rows), scoring.calibration_rows)
     arguments = (scoring.combination, config.seed, scoring.batch_size)
     judged = fit_judge(system, fitted.state.ema, rows[calibrating], *arguments)
     facts = {"n_train": len(rows), "seconds_train": fitted.seconds}
     if writes:
-        Statistics(transform, *judged, facts).save(workdir)
+        Statistics(transform, *judged, facts, dataset.name).save(workdir)
 
 
 def make_validate(loss: Loss, x_0: np.ndarray, seed: int, batch_size: int) -> Callable[[Params], Array]:

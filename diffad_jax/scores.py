@@ -188,7 +188,9 @@ def encode_decode(
 
 
 def bound(process: Process, decoder: Decoder, num_steps: int = 100, variance: str = "small") -> Score:
-    """The variational bound on -log p(x_0) in nats per datum, over a chain of num_steps steps: [1, B]."""
+    """The variational bound on -log p(x_0) in nats per datum, over a chain of num_steps >= 2 steps: [1, B]."""
+    if num_steps < 2:
+        raise InputError(f"config.score.num_steps: found {num_steps}, allowed for a bound is 2 or more")
 
     def score(denoise: Denoise, x_0: Array, key: Array) -> Array:
         return variational_bound(process, denoise, x_0, key, decoder, num_steps, variance)[0][None]

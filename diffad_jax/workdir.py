@@ -86,6 +86,7 @@ class Statistics:
 
     judge: see `evaluation.Judge`.
     normal_scores: [N], the scores of the normals that the judge was fitted on, sorted.
+    dataset: the name of the data set whose normals they were.
     """
 
     def __init__(
@@ -95,9 +96,10 @@ class Statistics:
         threshold: float,
         normal_scores: np.ndarray,
         facts: Mapping[str, float],
+        dataset: str,
     ):
         self.transform, self.judge, self.threshold = transform, judge, threshold
-        self.normal_scores, self.facts = normal_scores, dict(facts)
+        self.normal_scores, self.facts, self.dataset = normal_scores, dict(facts), dataset
 
     def save(self, workdir: Path) -> None:
         """Writes statistics.npz."""
@@ -105,7 +107,8 @@ class Statistics:
         arrays |= {f"calibration/{key}": np.asarray(value) for key, value in self.judge._asdict().items()}
         arrays |= {f"facts/{key}": np.asarray(value) for key, value in self.facts.items()}
         partial = workdir / ".statistics.partial.npz"
-        np.savez(partial, threshold=self.threshold, normal_scores=self.normal_scores, **arrays)  # type: ignore[arg-type]
+        arrays |= {"normal_scores": self.normal_scores, "dataset": np.array(self.dataset)}
+        np.savez(partial, threshold=self.threshold, **arrays)  # type: ignore[arg-type]
         os.replace(partial, workdir / "statistics.npz")
 
     @classmethod
@@ -121,7 +124,7 @@ class Statistics:
             raise InputError(
                 f"{path}: is damaged ({cause}); delete it and repeat the run's experiments.train command"
             ) from error
-        if "normal_scores" not in stored:
+        if not {"normal_scores", "dataset"} <= stored.keys():
             raise InputError(f"{path}: of an earlier version; delete it and repeat the run's experiments.train command")
         groups: dict[str, dict[str, np.ndarray]] = {"transform": {}, "calibration": {}, "facts": {}}
         for key in stored:
@@ -137,4 +140,5 @@ class Statistics:
             float(stored["threshold"]),
             stored["normal_scores"],
             facts,
+            str(stored["dataset"]),
         )

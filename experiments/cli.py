@@ -80,6 +80,9 @@ def run(main: Callable[[list[str]], None]) -> None:
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(stopped.exit_code)
+        except KeyboardInterrupt:
+            print("stopped by SIGINT", file=sys.stderr)
+            _leave(130)
         except Exception as error:
             if distributed.of_another(error):
                 reason = str(error).splitlines()[0]
@@ -131,8 +134,8 @@ def _check_config(argv: list[str]) -> None:
         _fail(f"--config: {file} is no file; {nearest(str(file), map(str, sorted(file.parent.glob('[!_]*.py'))))}")
     try:
         config: Any = flags.FLAGS["config"].parser.parse(specified)
-    except (TypeError, ValueError) as error:
-        _fail(f"--config={specified}: {error.__context__}")
+    except Exception as error:  # of the file's own code
+        _fail(f"--config={specified}: {error.__context__ or repr(error)}")
     sections = {**config, "parallel": "jit"}
     for override in (arg.partition("=")[0] for arg in argv if arg.startswith("--config.")):
         _, section, *keys = override.split(".")

@@ -10,6 +10,7 @@ metrics_<name of PATH>.json and report_<name of PATH>.html.
 import json
 import time
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -34,7 +35,9 @@ cli.distributed_flags()
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run, or of several.", required=True)
 DATA = flags.DEFINE_string("data", None, "Other labelled data to score: an .npz of X, y or a folder of pictures.")
 BASELINES = flags.DEFINE_list(
-    "baselines", ["iforest", "ocsvm", "copod", "knn", "knn_raw"], "Classical detectors to stand beside, held in memory."
+    "baselines",
+    ["iforest", "ocsvm", *(["copod"] if find_spec("pyod") else []), "knn", "knn_raw"],
+    "Classical detectors to stand beside, held in memory; by default copod only where PyOD is installed.",
 )
 PICTURES_PER_KIND = 3
 
@@ -43,7 +46,7 @@ def evaluate_run(directory: Path) -> list[Result]:
     """Scores every test set of one run, writes its metrics.json and returns what the report shows."""
     trained = detector.load(directory)
     config = trained.config
-    datasets = tests_of(trained, directory.name)
+    datasets = tests_of(trained)
     results, tests = [], {}
     started = time.perf_counter()
     readings = read_each(trained, datasets)
@@ -52,7 +55,9 @@ def evaluate_run(directory: Path) -> list[Result]:
         by_method = {f"diffusion ({config.model.name})": scores}
         if BASELINES.value and jax.process_index() == 0:
             train, test = np.asarray(dataset.train), np.asarray(dataset.test)
-            by_method |= {name: baselines.fit_score(name, train, test, config.seed) for name in BASELINES.value}
+            by_method |= {
+                name: baselines.fit_score(name, train, test, config.seed) for name in dict.fromkeys(BASELINES.value)
+            }
         tests[dataset.name] = {**metrics(dataset.labels, scores), **(pixel or {}), "n_test": len(dataset.test)}
         facts = {
             "training normals": int(trained.statistics.facts["n_train"]),
@@ -102,10 +107,15 @@ def load_once(spec: str) -> tuple[Dataset, ...]:
 
 def suffix() -> str:
     """What sets the files of other data apart from those of the run's own test sets."""
-    return f"_{Path(DATA.value).stem}" if DATA.value else ""
+    return f"_{name_of(Path(DATA.value))}" if DATA.value else ""
 
 
-def tests_of(trained: detector.Trained, name: str) -> list[Dataset]:
+def name_of(path: Path) -> str:
+    """The name of --data; that of a folder may hold a dot."""
+    return path.name if path.is_dir() else path.stem
+
+
+def tests_of(trained: detector.Trained) -> list[Dataset]:
     """The data sets to score: those of the config that share the run's training set, or --data.
 
     Beside --data the training set is read for the baselines alone.
@@ -113,11 +123,10 @@ def tests_of(trained: detector.Trained, name: str) -> list[Dataset]:
     if DATA.value and not BASELINES.value:
         return [other_data(trained, Path(DATA.value), np.empty((0, *trained.statistics.transform.shape), np.float32))]
     own = load_once(trained.config.data.to_json(sort_keys=True))
-    # A run among several trained on the set that bears its name.
-    mine = [dataset for dataset in own if dataset.name == name] or [own[0]]
+    train = trained.trained_on(own).train
     if DATA.value:
-        return [other_data(trained, Path(DATA.value), mine[0].train)]
-    return [dataset for dataset in own if dataset.train is mine[0].train]
+        return [other_data(trained, Path(DATA.value), train)]
+    return [dataset for dataset in own if dataset.train is train]
 
 
 def other_data(trained: detector.Trained, path: Path, train: Rows) -> Dataset:
@@ -125,11 +134,11 @@ def other_data(trained: detector.Trained, path: Path, train: Rows) -> Dataset:
     shape = tuple(trained.statistics.transform.shape)
     if path.is_dir():
         files, labels = labelled_folder(path)
-        return Dataset(path.stem, train, as_trained(trained, files, PictureFiles), labels)
+        return Dataset(name_of(path), train, as_trained(trained, files, PictureFiles), labels)
     x, labels = labelled(path)
     if x.shape[1:] != shape:
         raise InputError(f"{path}: data of shape {x.shape[1:]}, the run has learnt {shape}")
-    return Dataset(path.stem, train, x, labels)
+    return Dataset(name_of(path), train, x, labels)
 
 
 def pictures_of(trained: detector.Trained, dataset: Dataset, scores: np.ndarray) -> Pictures:
@@ -141,11 +150,13 @@ def pictures_of(trained: detector.Trained, dataset: Dataset, scores: np.ndarray)
 
 
 def main(_: list[str]) -> None:
-    cli.chosen("baselines", BASELINES.value, baselines.BASELINES)
+    baselines.check_installed(cli.chosen("baselines", BASELINES.value, baselines.BASELINES))
     root = Path(WORKDIR.value)
     directories = [root] if (root / "config.json").exists() else sorted(p.parent for p in root.glob("*/config.json"))
     if not directories:
         raise InputError(f"--workdir: {root} holds no run (no config.json there or one level below)")
+    for directory in directories:
+        workdir.Statistics.load(directory)  # What has not been trained to its end is told before anything is scored.
     results = [result for directory in directories for result in evaluate_run(directory)]
     if jax.process_index() > 0:
         return

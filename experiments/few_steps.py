@@ -44,14 +44,13 @@ def with_steps(trained: detector.Trained, sampler: str, num_steps: int, normals:
     transform, settings = trained.statistics.transform, scoring_of(config)
     system = assemble(config, transform.shape)
     levels = make_levels(system, trained.params, config.seed, settings.batch_size)(transform.apply(normals))
-    statistics = Statistics(transform, *fit_calibration(levels, settings.combination), {})
+    statistics = Statistics(transform, *fit_calibration(levels, settings.combination), {}, trained.statistics.dataset)
     return detector.Trained(config, system, trained.params, statistics)
 
 
 def main(_: list[str]) -> None:
     trained = detector.load(Path(WORKDIR.value))
-    sets = load(trained.config.data)
-    dataset = next((d for d in sets if d.name == Path(WORKDIR.value).name), sets[0])
+    dataset = trained.trained_on(load(trained.config.data))
     places = evenly(len(dataset.test), ROWS.value)
     test, labels = dataset.test[places], dataset.labels[places]
     normals = dataset.train[evenly(len(dataset.train), CALIBRATION_ROWS)]

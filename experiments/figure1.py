@@ -25,7 +25,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.figures import png
 from diffad_jax.loop import Stopped
 from diffad_jax.metrics import metrics
-from diffad_jax.workdir import save_config, write_atomically
+from diffad_jax.workdir import claim, save_config, write_atomically
 from experiments import cli
 
 FILES = {"dit": f"{imagenet224_dit.__file__}:S/16", "unet": imagenet64_unet.__file__}
@@ -99,7 +99,8 @@ def main(_: list[str]) -> None:
         # What cannot be, or was made with other settings, is refused before hours are spent.
         if key[1] in NETWORKS and config_of(key) and (workdir_of(key) / "config.json").exists():
             save_config(workdir_of(key), config_of(key))
-    out.mkdir(parents=True, exist_ok=True)
+    data = {"data_dir": str(Path(DATA_DIR.value).resolve())}
+    claim(out / "run.json", data, "results", "directory of results")
     results = table.Results(out / "results.csv")
     pending = [key for key in asked if key not in results.done]
     for key in tqdm(pending, total=len(asked), initial=len(asked) - len(pending), unit="result", smoothing=0):

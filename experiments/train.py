@@ -12,6 +12,8 @@ from absl import flags
 
 from diffad_jax import runs
 from diffad_jax.data.loading import load
+from diffad_jax.errors import InputError
+from diffad_jax.ranges import check_sections
 from experiments import cli
 
 CONFIG = cli.config_flag()
@@ -21,10 +23,15 @@ flags.mark_flag_as_required("config")
 
 
 def main(_: list[str]) -> None:
+    check_sections(CONFIG.value, "data")
     datasets = load(CONFIG.value.data)
     # Sets that share their training normals share one model.
     trainings = {id(dataset.train): dataset for dataset in reversed(datasets)}
     root = Path(WORKDIR.value)
+    if len(trainings) > 1 and (root / "config.json").exists():
+        raise InputError(f"--workdir: {root} holds one run, and the config makes {len(trainings)}; choose another")
+    if len(trainings) == 1 and any(root.glob("*/config.json")):
+        raise InputError(f"--workdir: {root} holds runs in its folders, and the config makes one; choose another")
     for dataset in reversed(trainings.values()):
         runs.train(CONFIG.value, dataset, root if len(trainings) == 1 else root / dataset.name)
 

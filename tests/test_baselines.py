@@ -47,6 +47,9 @@ def test_knn_raw_is_the_distance_in_the_data_s_own_units() -> None:
     train, test = generator.normal(size=(60, 4)), generator.normal(size=(40, 4))
     nearest = np.linalg.norm(test[:, None] - train, axis=-1).min(axis=1)
     np.testing.assert_allclose(fit_score("knn_raw", 7 * train, 7 * test), 7 * nearest, rtol=1e-6)
+    for bad in (test[:, :3], np.where(test > 2, np.nan, test)):
+        with pytest.raises(InputError, match="transform: "):
+            fit_score("knn_raw", train, bad)
 
 
 def test_constant_columns_do_not_change_copod() -> None:

@@ -150,6 +150,25 @@ def test_a_folder_of_sets_gives_a_run_each_and_their_mean(tmp_path: Path) -> Non
     assert float(mean[1]) == pytest.approx(50 * (auroc["near"] + auroc["far"]), abs=0.01)
     assert (workdir / "report.html").exists()
 
+    # A run knows what it was trained on, whatever its folder is called and whatever lies beside its data.
+    shutil.copytree(workdir / "near", tmp_path / "moved")
+    assert evaluate(tmp_path / "moved", "--baselines=").code == 0
+    assert json.loads((tmp_path / "moved" / "metrics.json").read_text())["auroc"] == auroc["near"]
+    (folder / "near.npz").rename(folder / "new.npz")
+    assert_refused(evaluate(tmp_path / "moved", "--baselines="), "trained on near", "far, new")
+    (folder / "far.npz").unlink()
+    small = (*data, "--config.training.num_steps=10", "--config.model.width=16")
+    assert_refused(train(workdir, *small), str(workdir), "runs in its folders")
+    assert_refused(train(workdir / "near", *small), "was trained on near, not on new")
+    np.savez(folder / "second.npz", X=x, y=np.repeat([0, 1], [60, 20]))
+    assert_refused(train(workdir / "near", *small), str(workdir / "near"), "one run", "makes 2")
+
+    # What is not finished is told before anything is scored.
+    (workdir / "near" / "metrics.json").unlink()
+    (workdir / "far" / "statistics.npz").unlink()
+    assert_refused(evaluate(workdir, "--baselines="), str(workdir / "far" / "statistics.npz"), "not finished")
+    assert not (workdir / "near" / "metrics.json").exists()
+
 
 # --- what is refused -------------------------------------------------------------------------------------------------
 

@@ -134,3 +134,10 @@ def test_inverse_gamma_loss_is_least_at_the_true_scale() -> None:
     assert loss(best) < min(loss(best - 0.1), loss(best + 0.1))
     params = [(jnp.zeros((16, 1)), jnp.full(1, 0.3))]
     assert_allclose(dte.inverse_gamma_score(params, x_t[:2]), least + np.log1p(np.exp(0.3 + middle)), rtol=1e-5)
+
+
+def test_distances_far_from_the_origin_are_those_near_it() -> None:
+    bank = 1e-3 * np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32)
+    near = dte.knn_distances(bank[:100], bank, 5)
+    far = dte.knn_distances(bank[:100] + np.float32(10), bank + np.float32(10), 5)
+    np.testing.assert_allclose(far, near, atol=5e-6)

@@ -12,7 +12,8 @@ ROOT = Path(diffad_jax.__file__).parent
 ORDER = [
     *[
         {"errors", "compiler"},
-        {"build", "ranges", "distributed"},
+        {"build", "distributed"},
+        {"ranges"},
         {"process", "noise"},
         {"parametrisation"},
         {"losses"},

@@ -32,6 +32,12 @@ from diffad_jax.ranges import RANGES
         ("training.ema_decay", float("nan"), "config.training.ema_decay: found nan"),
         ("training.validation_rows", 1, "config.training.validation_rows: found 1, allowed are 0 and 2 or more"),
         ("optimizer.clip_norm", True, "config.optimizer.clip_norm: found True"),
+        ("optimizer.learning_rate", float("inf"), "config.optimizer.learning_rate: found inf"),
+        ("optimizer.b2", 1.0, "config.optimizer.b2: found 1.0, allowed are numbers from 0 below 1"),
+        ("loss.gamma", -5.0, "config.loss.gamma: found -5.0, allowed are numbers above 0"),
+        ("model.attention_factors", "two", "config.model.attention_factors: found 'two', allowed is a list"),
+        ("model.head_channels", 0.5, "config.model.head_channels: found 0.5, allowed are numbers from 1"),
+        ("score.bias", 1, "config.score.bias: found 1, allowed is True or False"),
         ("scoring.calibration_rows", 1, "config.scoring.calibration_rows: found 1, allowed are numbers from 2"),
     ],
 )
@@ -48,8 +54,29 @@ def test_a_number_out_of_range_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_sections_are_checked(tmp_path: Path) -> None:
+    config = tiny.get_config()
+    config.pipelin = {"crop": 4}
+    with pytest.raises(InputError, match="config.pipelin: no such section; did you mean 'pipeline'"):
+        runs.train(config, load(config.data)[0], tmp_path / "run", progress=False)
+    del config.pipelin, config.decoder
+    with pytest.raises(InputError, match="config: has no decoder"):
+        runs.train(config, load(config.data)[0], tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_memory_of_too_few_normals_is_refused_before_training(tmp_path: Path) -> None:
+    config = tiny.get_config()
+    config.score.update({"num_draws": 2, "bias": True})
+    config.scoring.update({"combination": "memory", "calibration_rows": 3})
+    with pytest.raises(InputError, match="'memory' needs 4 normals or more, found 3 by scoring.calibration_rows"):
+        runs.train(config, load(config.data)[0], tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_ranges_name_settings_that_there_are() -> None:
     takers = [*assembly.PROCESSES.values(), *assembly.MODELS.values(), *assembly.DECODERS.values()]
+    takers += [*assembly.SAMPLERS.values(), assembly.weighted_loss, assembly.hybrid_loss]
     takers += [*assembly.SCORES.values(), training.make_optimizer, runs.Training, runs.Scoring]
     settings = {name for taker in takers for name in taker.__annotations__} | {"seed", "sigma_data", "clip"}
     assert {path.rpartition(".")[2] for path in RANGES} <= settings

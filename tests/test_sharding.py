@@ -168,7 +168,7 @@ def detector() -> Trained:
     draw = np.random.default_rng(0).normal
     params = structure.unflatten([np.asarray(x + 0.1 * draw(size=x.shape), np.float32) for x in leaves])
     levels = make_levels(system, params, config.seed, 64)(transform.apply(train[:64]))
-    return Trained(config, system, params, Statistics(transform, *fit_calibration(levels), {}))
+    return Trained(config, system, params, Statistics(transform, *fit_calibration(levels), {}, "rows"))
 
 
 def scores(rows: np.ndarray, batch_size: int) -> np.ndarray:
@@ -219,6 +219,10 @@ def test_sets_that_share_rows_are_scored_as_if_each_stood_alone(together: np.nda
     assert_same(first, together[:90])
     assert_same(second, together[60:][::-1])
     assert_same(third, together[:1])
+    with pytest.raises(InputError, match="transform: data is"):
+        detector().score_each([ROWS[:4], ROWS[:4, :, None]])
+    with pytest.raises(InputError, match="data: found none"):
+        detector().score(ROWS[:0])
 
 
 def splash_for_tpu() -> list[bool]:

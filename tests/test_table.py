@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -98,6 +99,9 @@ def test_a_table_without_a_result_says_so_and_a_method_named_twice_is_measured_o
     done = run(folder, tmp_path / "out", "--methods=knn,knn", "--rows=nan", "--seeds=1")
     assert done.code == 2 and "no method succeeded; the first failed with" in done.err
     assert [row["method"] for row in lines(tmp_path / "out" / "results.csv")] == ["knn"]
+    other = shutil.copytree(folder, tmp_path / "other")
+    refused = run(other, tmp_path / "out", "--rows=few", "--methods=knn")
+    assert refused.code == 2 and "run.json: holds another run's results, differing in results.data_dir" in refused.err
 
 
 def test_flags_that_name_nothing_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Transform(NamedTuple):
 
         Raises InputError on data of another shape and on rows that are not finite.
         """
-        _check(x, self.shape)
+        check(x, self.shape)
         result = np.empty(x.shape, np.float32)
         for start, stop in chunks(x):
             result[start:stop] = self._apply(_rows(x, start, stop)).reshape(-1, *self.shape)
@@ -111,7 +111,7 @@ def fit(name: str, train: Rows, **options: Any) -> Transform:
     """
     if len(train.shape) < 2 or len(train) < 2:
         raise InputError(f"transform {name!r}: train has shape {train.shape}, allowed is [N, ...] with N >= 2")
-    _check(train, train.shape[1:])
+    check(train, train.shape[1:])
     return Transform(name, train.shape[1:], build("transform", FITS, {"name": name, **options}, train=train))
 
 
@@ -210,7 +210,8 @@ def _moments(x: Rows) -> tuple[np.ndarray, np.ndarray]:
     return mean, variance
 
 
-def _check(x: Rows, shape: tuple[int, ...]) -> None:
+def check(x: Rows, shape: tuple[int, ...]) -> None:
+    """Raises InputError unless x is [n, *shape] of finite numbers."""
     if x.dtype.kind not in "fiub" or len(x.shape) == 0 or x.shape[1:] != shape:
         expected = ", ".join(map(str, ("n", *shape)))
         raise InputError(f"transform: data is {x.dtype} {x.shape}, allowed are numbers [{expected}]")
