@@ -67,7 +67,7 @@ def assemble(config: ConfigDict, shape: tuple[int, ...]) -> System:
     score = build("score", SCORES, config.score, process=chain, sampler=sampler, decoder=decoder)
     crop = config.get("pipeline", {}).get("crop", 0)
     if crop and shape[:2] != (crop, crop):
-        score, shape = patchwise(score, crop), (crop, crop, *shape[2:])
+        score, shape = patchwise(score, crop, (shape[0], shape[1])), (crop, crop, *shape[2:])
 
     def denoiser(params: Params, **apply: Any) -> Denoise:
         def network(x: Array, t: Array) -> Array:

@@ -18,19 +18,27 @@ def places(length: int, size: int, overlap: float) -> np.ndarray:
     return np.linspace(0, length - size, count).round().astype(int)
 
 
+def corners(height: int, width: int, size: int, overlap: float = 0.5) -> list[tuple[int, int]]:
+    """The first pixels of the patches that cover a picture.
+
+    Raises InputError on pictures smaller than a patch and an overlap outside [0, 1).
+    """
+    if min(height, width) < size:
+        raise InputError(f"patches: pictures of {height} x {width} pixels are smaller than size={size}")
+    if not 0 <= overlap < 1:
+        raise InputError(f"patches: overlap={overlap}, allowed is 0 <= overlap < 1")
+    return [(i, j) for i in places(height, size, overlap) for j in places(width, size, overlap)]
+
+
 def over_patches(function: Callable[[Array], Array], x: Array, size: int, overlap: float = 0.5) -> Array:
     """function, which takes [B, size, size, C] to [L, B, size, size], over all of x [B, H, W, C]: [L, B, H, W].
 
     Where patches overlap, their results are averaged with weights that fall linearly towards a patch's edge, so that no
     seam shows. Patches are computed one after the other: memory is that of one.
-    Raises InputError on pictures smaller than a patch and an overlap outside [0, 1).
+    Raises InputError as `corners` does.
     """
     height, width = x.shape[1:3]
-    if min(height, width) < size:
-        raise InputError(f"patches: pictures of {height} x {width} pixels are smaller than size={size}")
-    if not 0 <= overlap < 1:
-        raise InputError(f"patches: overlap={overlap}, allowed is 0 <= overlap < 1")
-    corners = [(i, j) for i in places(height, size, overlap) for j in places(width, size, overlap)]
+    firsts = corners(height, width, size, overlap)
     ramp = np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1)) / size
     weight = jnp.asarray(np.outer(ramp, ramp), x.dtype)
 
@@ -45,13 +53,14 @@ def over_patches(function: Callable[[Array], Array], x: Array, size: int, overla
 
     shape = jax.eval_shape(function, jax.ShapeDtypeStruct((x.shape[0], size, size, x.shape[3]), x.dtype)).shape
     zeros = jnp.zeros((*shape[:2], height, width), x.dtype), jnp.zeros((height, width), x.dtype)
-    (sums, weights), _ = jax.lax.scan(add, zeros, jnp.asarray(corners))
+    (sums, weights), _ = jax.lax.scan(add, zeros, jnp.asarray(firsts))
     return sums / weights
 
 
-def patchwise(score: Score, size: int, overlap: float = 0.5) -> Score:
-    """`score` over the patches of pictures of any size; all patches see the same noise. `evaluations` are those of a patch.
+def patchwise(score: Score, size: int, picture: tuple[int, int], overlap: float = 0.5) -> Score:
+    """`score` over the patches of pictures of any size; all patches see the same noise.
 
+    picture: height and width of those whose `evaluations` are told.
     Raises InputError where the score has no maps.
     """
 
@@ -64,4 +73,4 @@ def patchwise(score: Score, size: int, overlap: float = 0.5) -> Score:
 
         return over_patches(of_patch, x_0, size, overlap)
 
-    return Score(maps, score.evaluations)
+    return Score(maps, score.evaluations * len(corners(*picture, size, overlap)))

@@ -19,10 +19,8 @@ from tqdm import tqdm
 
 from configs import adbench as base
 from diffad_jax import methods
-from diffad_jax.build import nearest
 from diffad_jax.data import transforms
-from diffad_jax.data.adbench import adbench, adbench_names
-from diffad_jax.errors import InputError
+from diffad_jax.data.adbench import adbench
 from diffad_jax.figures import MUTED, NORMAL, labelled_axes, png
 from diffad_jax.metrics import metrics
 from diffad_jax.workdir import write_atomically
@@ -69,7 +67,7 @@ def changed(changes: Changes) -> ConfigDict:
     return config
 
 
-def aurocs(name: str) -> list[tuple[str, str, str, float]]:
+def aurocs(name: str, ablations: list[str]) -> list[tuple[str, str, str, float]]:
     """(ablation, value, dataset, AUROC) for one data set; scoring ablations share one trained network."""
     dataset = adbench(DATA_DIR.value, name)
     normals, test = np.asarray(dataset.train), np.asarray(dataset.test)
@@ -77,7 +75,7 @@ def aurocs(name: str) -> list[tuple[str, str, str, float]]:
     width = normals.shape[1]
     standard = methods.train(methods.diffusion_programs(changed({}), width), transform, normals, 0)
     found = []
-    for ablation in ONLY.value:
+    for ablation in ablations:
         for value, changes in ABLATIONS[ablation].items():
             programs, params = methods.diffusion_programs(changed(changes), width), standard
             if ablation in TRAINED:
@@ -101,21 +99,17 @@ def drawn(ablation: str, lines: list[tuple[str, str, str, float]]) -> Figure:
 
 
 def main(_: list[str]) -> None:
-    for only in ONLY.value:
-        if only not in ABLATIONS:
-            raise InputError(f"--only: found {only!r}; {nearest(only, ABLATIONS)}")
-    names, out = adbench_names(DATA_DIR.value), Path(OUT.value)
-    spaced = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, 5).round().astype(int))] if names else []
-    lines = [line for name in tqdm(ROWS.value or spaced, unit="set") for line in aurocs(name)]
-    if not lines:
-        raise InputError(f"--data_dir: {DATA_DIR.value} holds no .npz file")
+    ablations = cli.chosen("only", ONLY.value or [""], ABLATIONS)
+    names, out = cli.chosen_rows(DATA_DIR.value, ROWS.value), Path(OUT.value)
+    spaced = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, 5).round().astype(int))]
+    lines = [line for name in tqdm(names if ROWS.value else spaced, unit="set") for line in aurocs(name, ablations)]
     out.mkdir(parents=True, exist_ok=True)
     content = io.StringIO(newline="")
     csv.writer(content, lineterminator="\n").writerows([("ablation", "value", "dataset", "auroc"), *lines])
     write_atomically(out / "ablation.csv", content.getvalue().encode())
-    for only in ONLY.value:
+    for only in ablations:
         write_atomically(out / f"{only}.png", png(drawn(only, [line for line in lines if line[0] == only])))
-    print(f"{out / 'ablation.csv'} and {', '.join(f'{only}.png' for only in ONLY.value)}")
+    print(f"{out / 'ablation.csv'} and {', '.join(f'{only}.png' for only in ablations)}")
 
 
 if __name__ == "__main__":

@@ -251,6 +251,8 @@ def main(_: list[str]) -> None:
             show(found[name])
         result: dict[str, Any] = found
     else:
+        if not all(side.isdecimal() and int(side) for side in SHAPE.value):
+            raise InputError(f"--shape: found {','.join(SHAPE.value)}, allowed are whole numbers from 1")
         result = measure(CONFIG.value, tuple(map(int, SHAPE.value)))
         show(result)
     if OUT.value:

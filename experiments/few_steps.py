@@ -15,6 +15,7 @@ from absl import flags
 from diffad_jax import detector
 from diffad_jax.assembly import assemble
 from diffad_jax.data.loading import load
+from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_calibration, make_levels
 from diffad_jax.metrics import metrics
 from diffad_jax.runs import scoring_of
@@ -49,19 +50,22 @@ def with_steps(trained: detector.Trained, sampler: str, num_steps: int, normals:
 
 
 def main(_: list[str]) -> None:
+    for steps in STEPS.value:
+        if not (steps.isdecimal() and int(steps)):
+            raise InputError(f"--steps: found {steps!r}, allowed are whole numbers from 1")
     trained = detector.load(Path(WORKDIR.value))
     dataset = trained.trained_on(load(trained.config.data))
     places = evenly(len(dataset.test), ROWS.value)
     test, labels = dataset.test[places], dataset.labels[places]
     normals = dataset.train[evenly(len(dataset.train), CALIBRATION_ROWS)]
     found: dict[str, dict[str, float]] = {}
-    for sampler, steps in [("ddpm", CHAIN.value), *(("ddim", int(s)) for s in STEPS.value)]:
-        changed = with_steps(trained, sampler, steps, normals)
+    for sampler, count in [("ddpm", CHAIN.value), *(("ddim", int(steps)) for steps in STEPS.value)]:
+        changed = with_steps(trained, sampler, count, normals)
         changed.score(test[:1])  # Compiles.
         started = time.perf_counter()
         scores = changed.score(test)
         rate = len(test) / (time.perf_counter() - started)
-        found[f"{sampler} {steps}"] = {"auroc": metrics(labels, scores)["auroc"], "pictures_per_second": rate}
+        found[f"{sampler} {count}"] = {"auroc": metrics(labels, scores)["auroc"], "pictures_per_second": rate}
     slowest = next(iter(found.values()))["pictures_per_second"]
     for name, values in found.items():
         rate = values["pictures_per_second"]

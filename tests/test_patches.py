@@ -36,7 +36,9 @@ def test_scores_of_patches() -> None:
 
     x = np.full((1, 20, 27, 1), 0.5, np.float32)
     x[0, 11, 17] = 1.0
-    found = np.asarray(patchwise(scores.one_step(p, (0.3, 0.5), 2), 8).maps(denoise, x, jax.random.key(0)))
+    score = patchwise(scores.one_step(p, (0.3, 0.5), 2), 8, (20, 27))
+    found = np.asarray(score.maps(denoise, x, jax.random.key(0)))
+    assert score.evaluations == 4 * (4 * 6)  # 20 and 27 pixels in steps of up to 4
     assert_allclose(found, np.broadcast_to(x[None, ..., 0] ** 2, (2, 1, 20, 27)), rtol=1e-5)
 
 
@@ -47,4 +49,4 @@ def test_what_patches_refuse() -> None:
         over_patches(lambda p: p, jnp.zeros((1, 9, 9, 1)), 8, 1.0)
     with pytest.raises(InputError, match="no maps to join"):
         score = scores.Score(lambda denoise, x, key: jnp.zeros((1, len(x))), 1)
-        patchwise(score, 8).maps(lambda x, t: None, jnp.zeros((1, 9, 9, 1)), jax.random.key(0))  # type: ignore[arg-type]
+        patchwise(score, 8, (9, 9)).maps(lambda x, t: None, jnp.zeros((1, 9, 9, 1)), jax.random.key(0))  # type: ignore[arg-type]
