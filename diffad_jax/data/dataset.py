@@ -169,10 +169,10 @@ def one_class_split(
     if half < MIN_TRAIN_ROWS:
         raise InputError(f"{source}: {len(normal)} normal rows give {half} to train on, needed are {MIN_TRAIN_ROWS}")
     test = np.concatenate([normal[half:], anomalous])
-    train_rows, test_rows = (
-        Chosen(X, p, _precision(X)) if isinstance(X, np.memmap) else X[p] for p in (normal[:half], test)
-    )
-    return Dataset(name, train_rows, test_rows, y[test])
+    if isinstance(X, np.memmap):
+        precision = _precision(X)
+        return Dataset(name, Chosen(X, normal[:half], precision), Chosen(X, test, precision), y[test])
+    return Dataset(name, X[normal[:half]], X[test], y[test])
 
 
 def class_setting(
