@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import rankdata, wilcoxon  # type: ignore[import-untyped]
 
+from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError
+from diffad_jax.methods import Detection
 from diffad_jax.workdir import write_atomically
 
 KEY = ("dataset", "method", "protocol", "seed")
@@ -74,6 +76,13 @@ def row(key: Sequence[Any], values: Mapping[str, Any]) -> Row:
     full |= {field: round(full[field], 6) for field in METRICS if full[field] is not None}
     full |= {field: round(full[field], 3) for field in ("seconds_train", "seconds_score") if full[field] is not None}
     return full | {"error": " ".join(str(full["error"] or "").split())}
+
+
+def measured(key: Sequence[Any], dataset: Dataset, found: Detection, values: Mapping[str, float]) -> Row:
+    """The row of a success: its metrics `values`, how much data there was, and how long it took."""
+    counts = {"n_train": len(dataset.train), "n_test": len(dataset.test)}
+    seconds = {"seconds_train": found.seconds_train, "seconds_score": found.seconds_score}
+    return row(key, {**values, **counts, **seconds})
 
 
 def parsed(line: Mapping[str, str]) -> Row:

@@ -87,9 +87,7 @@ def measure(key: Key) -> table.Row:
         raise
     except Exception as error:
         return table.row(key, {"error": f"{type(error).__name__}: {error}"})
-    counts = {"n_train": len(dataset.train), "n_test": len(dataset.test)}
-    seconds = {"seconds_train": found.seconds_train, "seconds_score": found.seconds_score}
-    return table.row(key, {**values, **counts, **seconds})
+    return table.measured(key, dataset, found, values)
 
 
 def main(_: list[str]) -> None:

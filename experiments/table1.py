@@ -44,9 +44,7 @@ def measure(key: tuple[str, str, str, int], dataset: Dataset | Exception, out: P
             table_report.save_curve(table_report.curve_path(out, key), dataset.labels, found.scores)
     except Exception as error:
         return table.row(key, {"error": f"{type(error).__name__}: {error}"})
-    counts = {"n_train": len(dataset.train), "n_test": len(dataset.test)}
-    seconds = {"seconds_train": found.seconds_train, "seconds_score": found.seconds_score}
-    return table.row(key, {**values, **counts, **seconds})
+    return table.measured(key, dataset, found, values)
 
 
 def main(_: list[str]) -> None:
