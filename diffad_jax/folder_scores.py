@@ -148,7 +148,10 @@ class ScoreTable:
     """scores.csv: rows are on disk when `append` returns. labels: {path: label} of all of them."""
 
     def __init__(self, path: Path) -> None:
-        """Opens or begins the file; a last row that a kill cut short is dropped. Raises InputError on another table."""
+        """Opens or begins the file; a row that a kill cut short, or that is damaged otherwise, is dropped.
+
+        Raises InputError on another table.
+        """
         self.path = path
         rows: list[Sequence[str]] = [COLUMNS]
         if path.exists():
@@ -157,7 +160,7 @@ class ScoreTable:
             if found and tuple(found[0]) != COLUMNS:
                 raise InputError(f"{path}: has the columns {','.join(found[0])}, expected {','.join(COLUMNS)}")
             # A path may hold a line break, so that what was cut short may end in one.
-            rows += [row for row in found[1:] if len(row) == len(COLUMNS)]
+            rows += [row for row in found[1:] if len(row) == len(COLUMNS) and row[3] in ("0", "1")]
         write_atomically(path, _lines(rows))
         self.labels = {row[0]: int(row[3]) for row in rows[1:]}
 

@@ -106,8 +106,8 @@ class Statistics:
         arrays = {f"transform/{key}": value for key, value in self.transform.to_arrays().items()}
         arrays |= {f"calibration/{key}": np.asarray(value) for key, value in self.judge._asdict().items()}
         arrays |= {f"facts/{key}": np.asarray(value) for key, value in self.facts.items()}
-        partial = workdir / ".statistics.partial.npz"
         arrays |= {"normal_scores": self.normal_scores, "dataset": np.array(self.dataset)}
+        partial = workdir / ".statistics.partial.npz"
         np.savez(partial, threshold=self.threshold, **arrays)  # type: ignore[arg-type]
         os.replace(partial, workdir / "statistics.npz")
 
@@ -134,6 +134,11 @@ class Statistics:
         facts = {key: float(value) for key, value in groups["facts"].items()}
         transform = Transform.from_arrays(groups["transform"])
         kind = Memory if "bank" in groups["calibration"] else Calibration
+        if set(kind._fields) != groups["calibration"].keys():
+            raise InputError(
+                f"{path}: is damaged (it has {', '.join(groups['calibration'])} of {', '.join(kind._fields)}); delete it and "
+                "repeat the run's experiments.train command"
+            )
         return cls(
             transform,
             kind(**{k: jnp.asarray(v) for k, v in groups["calibration"].items()}),
