@@ -8,8 +8,7 @@ from typing import Any, get_args, get_origin
 
 from diffad_jax.errors import InputError
 
-KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
-KINDS |= {None: "None", NoneType: "None"}
+KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a word", NoneType: "None"}
 
 
 def nearest(found: str, allowed: Iterable[str]) -> str:
@@ -59,8 +58,6 @@ def _fits(kind: Any, value: Any) -> bool:
         return isinstance(value, tuple) and all(_fits(get_args(kind)[0], part) for part in value)
     if kind not in KINDS:
         return True
-    if kind in (None, NoneType) or value is None:
-        return kind in (None, NoneType) and value is None
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, int | float if kind is float else kind)

@@ -150,6 +150,11 @@ class Checkpoints:
             ) from error
 
 
+def any_in(directory: Path) -> bool:
+    """Whether a directory of checkpoints holds one."""
+    return any(directory.glob("[0-9]*"))
+
+
 def _negative_loss(metrics: dict[str, float]) -> float:
     return -metrics["loss"]
 

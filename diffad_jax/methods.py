@@ -18,7 +18,7 @@ from diffad_jax import baselines, compiler, dte
 from diffad_jax.build import nearest
 from diffad_jax.calibration import calibrate, per_datum, standardised_mean
 from diffad_jax.data import transforms
-from diffad_jax.data.dataset import Rows, chunks
+from diffad_jax.data.dataset import Rows, chunks, evenly_spaced
 from diffad_jax.data.pipeline import batch_rows
 from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
@@ -115,7 +115,7 @@ def score(programs: Programs, params: Params, transform: Transform, normals: Row
     def levels(x: np.ndarray) -> np.ndarray:
         return joined(lambda x: programs.levels(params, jnp.asarray(x), key), x, programs.batch_size).T
 
-    evenly = np.linspace(0, len(normals) - 1, min(programs.batch_size, len(normals))).round().astype(int)
+    evenly = evenly_spaced(len(normals), programs.batch_size)
     calibration = calibrate(levels(transform.apply(normals[evenly])))
     return partial(in_chunks, transform, lambda x: np.asarray(standardised_mean(calibration, jnp.asarray(levels(x)))))
 

@@ -14,8 +14,9 @@ from diffad_jax import compiler, samplers
 from diffad_jax.assembly import System, assemble
 from diffad_jax.build import build, nearest
 from diffad_jax.calibration import COMBINATIONS
+from diffad_jax.checkpoint import any_in
 from diffad_jax.data import transforms
-from diffad_jax.data.dataset import Chosen, Dataset
+from diffad_jax.data.dataset import Chosen, Dataset, evenly_spaced
 from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import MEMORY, fit_judge
@@ -126,7 +127,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         # Another config is refused, and a finished run left, before anything is compiled.
         if writes:
             save_config(workdir, config)
-        if (workdir / "statistics.npz").exists() and any((workdir / "checkpoints").glob("[0-9]*")):
+        if (workdir / "statistics.npz").exists() and any_in(workdir / "checkpoints"):
             if (trained_on := Statistics.load(workdir).dataset) != dataset.name:
                 raise InputError(
                     f"{workdir}: was trained on {trained_on}, not on {dataset.name}; choose another workdir"
@@ -138,7 +139,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     check(system, state.params, dataset.train.shape[1:], scoring.combination)
     parallel = parallel_of(config, settings)
     chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows)
-    calibrating = held_out if len(held_out) else _evenly_spaced(len(dataset.train), scoring.calibration_rows)
+    calibrating = held_out if len(held_out) else evenly_spaced(len(dataset.train), scoring.calibration_rows)
     if scoring.combination == MEMORY and len(calibrating) < MIN_NORMALS:
         raise InputError(
             f"config.scoring: combination 'memory' needs {MIN_NORMALS} normals or more, found {len(calibrating)} by "
@@ -203,16 +204,11 @@ def _middle(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return x[:, top // 2 : top // 2 + shape[0], left // 2 : left // 2 + shape[1]]
 
 
-def _evenly_spaced(count: int, wanted: int) -> np.ndarray:
-    """Up to `wanted` of the numbers below `count`: files sorted by class are represented whole."""
-    return np.linspace(0, count - 1, min(wanted, count)).round().astype(int)
-
-
 def _hold_out(count: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
     """The numbers below `count`, parted into those to train on and `wanted` to validate on."""
     if wanted > count // 2:
         raise InputError(f"config.training.validation_rows: found {wanted}, allowed is up to half of the {count} rows")
-    held_out = _evenly_spaced(count, wanted)
+    held_out = evenly_spaced(count, wanted)
     return np.setdiff1d(np.arange(count), held_out), held_out
 
 

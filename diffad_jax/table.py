@@ -15,7 +15,7 @@ from scipy.stats import rankdata, wilcoxon  # type: ignore[import-untyped]
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError
 from diffad_jax.methods import Detection
-from diffad_jax.workdir import write_atomically
+from diffad_jax.workdir import claim, write_atomically
 
 KEY = ("dataset", "method", "protocol", "seed")
 METRICS = ("auroc", "aupr", "f1", "fpr95")
@@ -63,6 +63,12 @@ class Results:
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(self.path, content.getvalue().encode())
+
+
+def results_in(out: Path, data_dir: Path) -> Results:
+    """The results of one folder of data; raises InputError where `out`, by its run.json, holds those of another."""
+    claim(out / "run.json", {"data_dir": str(data_dir.resolve())}, "results", "directory of results")
+    return Results(out / "results.csv")
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:

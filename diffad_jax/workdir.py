@@ -81,6 +81,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def check_finished(workdir: Path) -> None:
+    """Raises InputError where there is no statistics.npz, with which a run's training ends."""
+    if not (path := workdir / "statistics.npz").exists():
+        raise InputError(f"{path}: missing; the run has not finished: repeat its experiments.train command")
+
+
 class Statistics:
     """What was learnt of the training normals besides the parameters: transform, judge, threshold and counts.
 
@@ -113,19 +119,19 @@ class Statistics:
 
     @classmethod
     def load(cls, workdir: Path) -> "Statistics":
-        """Reads statistics.npz; raises InputError where the run has not finished training."""
+        """Reads statistics.npz; raises InputError where it is damaged or the run has not finished training."""
+        check_finished(workdir)
         path = workdir / "statistics.npz"
-        if not path.exists():
-            raise InputError(f"{path}: missing; the run has not finished: repeat its experiments.train command")
+
+        def useless(why: str) -> InputError:
+            return InputError(f"{path}: {why}; delete it and repeat the run's experiments.train command")
+
         try:
             stored = read_arrays(path, ("threshold",), None)
         except InputError as error:
-            cause = str(error).removeprefix(f"{path}: ")
-            raise InputError(
-                f"{path}: is damaged ({cause}); delete it and repeat the run's experiments.train command"
-            ) from error
+            raise useless(f"is damaged ({str(error).removeprefix(f'{path}: ')})") from error
         if not {"normal_scores", "dataset"} <= stored.keys():
-            raise InputError(f"{path}: of an earlier version; delete it and repeat the run's experiments.train command")
+            raise useless("of an earlier version")
         groups: dict[str, dict[str, np.ndarray]] = {"transform": {}, "calibration": {}, "facts": {}}
         for key in stored:
             group, _, name = key.partition("/")
@@ -135,10 +141,7 @@ class Statistics:
         transform = Transform.from_arrays(groups["transform"])
         kind = Memory if "bank" in groups["calibration"] else Calibration
         if set(kind._fields) != groups["calibration"].keys():
-            raise InputError(
-                f"{path}: is damaged (it has {', '.join(groups['calibration'])} of {', '.join(kind._fields)}); delete it and "
-                "repeat the run's experiments.train command"
-            )
+            raise useless(f"is damaged (it has {', '.join(groups['calibration'])} of {', '.join(kind._fields)})")
         return cls(
             transform,
             kind(**{k: jnp.asarray(v) for k, v in groups["calibration"].items()}),

@@ -21,6 +21,7 @@ from configs import adbench as base
 from diffad_jax import methods
 from diffad_jax.data import transforms
 from diffad_jax.data.adbench import adbench
+from diffad_jax.data.dataset import evenly_spaced
 from diffad_jax.figures import MUTED, NORMAL, labelled_axes, png
 from diffad_jax.metrics import metrics
 from diffad_jax.workdir import write_atomically
@@ -101,7 +102,7 @@ def drawn(ablation: str, lines: list[tuple[str, str, str, float]]) -> Figure:
 def main(_: list[str]) -> None:
     ablations = cli.chosen("only", ONLY.value or [""], ABLATIONS)
     names, out = cli.chosen_rows(DATA_DIR.value, ROWS.value), Path(OUT.value)
-    spaced = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, 5).round().astype(int))]
+    spaced = [names[i] for i in evenly_spaced(len(names), 5)]
     lines = [line for name in tqdm(names if ROWS.value else spaced, unit="set") for line in aurocs(name, ablations)]
     out.mkdir(parents=True, exist_ok=True)
     content = io.StringIO(newline="")

@@ -251,9 +251,7 @@ def main(_: list[str]) -> None:
             show(found[name])
         result: dict[str, Any] = found
     else:
-        if not all(side.isdecimal() and int(side) for side in SHAPE.value):
-            raise InputError(f"--shape: found {','.join(SHAPE.value)}, allowed are whole numbers from 1")
-        result = measure(CONFIG.value, tuple(map(int, SHAPE.value)))
+        result = measure(CONFIG.value, tuple(cli.counts("shape", SHAPE.value)))
         show(result)
     if OUT.value:
         Path(OUT.value).write_text(json.dumps({"command": sys.argv, **result}, indent=2) + "\n")

@@ -119,6 +119,14 @@ def chosen(flag: str, names: Sequence[str], known: Collection[str]) -> list[str]
     return list(dict.fromkeys(names))
 
 
+def counts(flag: str, values: Sequence[str]) -> list[int]:
+    """What a flag lists, as whole numbers from 1; raises InputError where that is something else."""
+    for value in values:
+        if not (value.isdecimal() and int(value)):
+            raise InputError(f"--{flag}: found {value!r}, allowed are whole numbers from 1")
+    return [int(value) for value in values]
+
+
 def _check_config(argv: list[str]) -> None:
     """Fails on a config file that cannot be read and on a --config.section that no config has.
 
@@ -136,6 +144,7 @@ def _check_config(argv: list[str]) -> None:
         config: Any = flags.FLAGS["config"].parser.parse(specified)
     except Exception as error:  # of the file's own code
         _fail(f"--config={specified}: {error.__context__ or repr(error)}")
+    # The one section that is a value, and so can be given where the file has none.
     sections = {**config, "parallel": "jit"}
     for override in (arg.partition("=")[0] for arg in argv if arg.startswith("--config.")):
         _, section, *keys = override.split(".")

@@ -156,7 +156,7 @@ def main(_: list[str]) -> None:
     if not directories:
         raise InputError(f"--workdir: {root} holds no run (no config.json there or one level below)")
     for directory in directories:
-        workdir.Statistics.load(directory)  # What has not been trained to its end is told before anything is scored.
+        workdir.check_finished(directory)  # Told before anything is scored.
     results = [result for directory in directories for result in evaluate_run(directory)]
     if jax.process_index() > 0:
         return

@@ -14,8 +14,8 @@ from absl import flags
 
 from diffad_jax import detector
 from diffad_jax.assembly import assemble
+from diffad_jax.data.dataset import evenly_spaced
 from diffad_jax.data.loading import load
-from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_calibration, make_levels
 from diffad_jax.metrics import metrics
 from diffad_jax.runs import scoring_of
@@ -29,10 +29,6 @@ STEPS = flags.DEFINE_list("steps", ["50", "10", "5", "1"], "Numbers of DDIM step
 ROWS = flags.DEFINE_integer("rows", 500, "Test data to score at most, evenly spaced.", lower_bound=2)
 OUT = flags.DEFINE_string("out", None, "File for the figures as JSON.")
 CALIBRATION_ROWS = 64
-
-
-def evenly(count: int, wanted: int) -> np.ndarray:
-    return np.linspace(0, count - 1, min(count, wanted)).round().astype(int)
 
 
 def with_steps(trained: detector.Trained, sampler: str, num_steps: int, normals: np.ndarray) -> detector.Trained:
@@ -50,16 +46,14 @@ def with_steps(trained: detector.Trained, sampler: str, num_steps: int, normals:
 
 
 def main(_: list[str]) -> None:
-    for steps in STEPS.value:
-        if not (steps.isdecimal() and int(steps)):
-            raise InputError(f"--steps: found {steps!r}, allowed are whole numbers from 1")
+    few = cli.counts("steps", STEPS.value)
     trained = detector.load(Path(WORKDIR.value))
     dataset = trained.trained_on(load(trained.config.data))
-    places = evenly(len(dataset.test), ROWS.value)
+    places = evenly_spaced(len(dataset.test), ROWS.value)
     test, labels = dataset.test[places], dataset.labels[places]
-    normals = dataset.train[evenly(len(dataset.train), CALIBRATION_ROWS)]
+    normals = dataset.train[evenly_spaced(len(dataset.train), CALIBRATION_ROWS)]
     found: dict[str, dict[str, float]] = {}
-    for sampler, count in [("ddpm", CHAIN.value), *(("ddim", int(steps)) for steps in STEPS.value)]:
+    for sampler, count in [("ddpm", CHAIN.value), *(("ddim", steps) for steps in few)]:
         changed = with_steps(trained, sampler, count, normals)
         changed.score(test[:1])  # Compiles.
         started = time.perf_counter()

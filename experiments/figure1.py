@@ -25,7 +25,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.figures import png
 from diffad_jax.loop import Stopped
 from diffad_jax.metrics import metrics
-from diffad_jax.workdir import claim, save_config, write_atomically
+from diffad_jax.workdir import save_config, write_atomically
 from experiments import cli
 
 FILES = {"dit": f"{imagenet224_dit.__file__}:S/16", "unet": imagenet64_unet.__file__}
@@ -48,11 +48,8 @@ Key = tuple[str, str, str, int]
 def keys() -> list[Key]:
     """(data set, method, what is normal, seed) of every result that is asked for, small pictures first."""
     methods = cli.chosen("methods", CHOSEN.value or [""], ALL)
-    for size in RESOLUTIONS.value:
-        if not (size.isdecimal() and int(size)):
-            raise InputError(f"--resolutions: found {size!r}, allowed are pixels from 1")
     folder, normal = Path(DATA_DIR.value).resolve().name, f"normal {' '.join(NORMAL.value)}"
-    sizes = sorted({int(size) for size in RESOLUTIONS.value})
+    sizes = sorted(set(cli.counts("resolutions", RESOLUTIONS.value)))
     return [(f"{folder}_{r}", m, normal, s) for r in sizes for s in range(SEEDS.value) for m in methods]
 
 
@@ -97,9 +94,7 @@ def main(_: list[str]) -> None:
         # What cannot be, or was made with other settings, is refused before hours are spent.
         if key[1] in NETWORKS and config_of(key) and (workdir_of(key) / "config.json").exists():
             save_config(workdir_of(key), config_of(key))
-    data = {"data_dir": str(Path(DATA_DIR.value).resolve())}
-    claim(out / "run.json", data, "results", "directory of results")
-    results = table.Results(out / "results.csv")
+    results = table.results_in(out, Path(DATA_DIR.value))
     pending = [key for key in asked if key not in results.done]
     for key in tqdm(pending, total=len(asked), initial=len(asked) - len(pending), unit="result", smoothing=0):
         results.append(measure(key))

@@ -22,7 +22,6 @@ from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError
 from diffad_jax.methods import METHODS, detect
 from diffad_jax.metrics import metrics
-from diffad_jax.workdir import claim
 from experiments import cli
 
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of ADBench .npz files of X, y.", required=True)
@@ -50,9 +49,7 @@ def measure(key: tuple[str, str, str, int], dataset: Dataset | Exception, out: P
 def main(_: list[str]) -> None:
     methods = cli.chosen("methods", CHOSEN.value or [""], METHODS)
     names, protocol, out = cli.chosen_rows(DATA_DIR.value, ROWS.value), PROTOCOL.value, Path(OUT.value)
-    data = {"data_dir": str(Path(DATA_DIR.value).resolve())}
-    claim(out / "run.json", data, "results", "directory of results")
-    results = table.Results(out / "results.csv")
+    results = table.results_in(out, Path(DATA_DIR.value))
     keys = [(name, m, protocol, seed) for name in names for seed in range(SEEDS.value) for m in methods]
     pending = [key for key in keys if key not in results.done]
     loaded: dict[tuple[str, int], Dataset | Exception] = {}

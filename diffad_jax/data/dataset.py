@@ -91,6 +91,11 @@ def chunks(rows: Rows) -> list[tuple[int, int]]:
     return [(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]
 
 
+def evenly_spaced(count: int, wanted: int) -> np.ndarray:
+    """Up to `wanted` of the numbers below `count`: files sorted by class are represented whole."""
+    return np.linspace(0, count - 1, min(wanted, count)).round().astype(int)
+
+
 def checked(X: ArrayLike, y: ArrayLike, source: str) -> tuple[np.ndarray, np.ndarray]:
     """Validate a labelled table or stack of pictures and return it as (float32 X, int64 y); an X on disk stays as stored.
 
