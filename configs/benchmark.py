@@ -20,6 +20,7 @@ BATCH_SIZES = {"unet": 64, "dit_s": 32, "dit_b": 8, "mlp": 64}
 def get_config(model: str = "unet") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
+    config.transform = {"name": "standardise"}
     config.process = {"name": "linear"}
     config.model = MODELS[model]
     config.denoiser = {"predicts": "eps"}

@@ -1,0 +1,29 @@
+"""Every config that ships is one that the training loop, the benchmark and the scoring take."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from configs import benchmark
+from diffad_jax import runs
+
+ROOT = Path(__file__).parents[1]
+# pictures holds what the configs of pictures share, and no network.
+NAMES = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "pictures"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_is_taken(name: str) -> None:
+    config = importlib.import_module(f"configs.{name}").get_config()
+    size = config.get("data", {}).get("size", 32)
+    shape = (512,) if config.model.name == "MLP" else (size, size, 3)
+    _, _, _, training = runs.define(config, shape)
+    runs.parallel_of(config, training)
+    runs.pipeline_of(config, shape)
+    runs.scoring_of(config)
+
+
+@pytest.mark.parametrize("name", benchmark.MODELS)
+def test_a_network_of_the_benchmark_is_taken(name: str) -> None:
+    runs.define(benchmark.get_config(name), benchmark.SHAPES[name])
