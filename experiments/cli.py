@@ -24,12 +24,17 @@ from diffad_jax.data.adbench import adbench_names
 from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.loop import Stopped
 
+_configs: dict[str, str | None] = {}  # the flags that name a config file, with their defaults
 
-def config_flag(default: str | None = None) -> flags.FlagHolder:
+
+def config_flag(
+    default: str | None = None, name: str = "config", help: str = "Config file of the run."
+) -> flags.FlagHolder:
     """Defines --config FILE[:ARGUMENT]; --config.section.key=value sets what the file holds or leaves at its default."""
-    return config_flags.DEFINE_config_file(
-        "config", default, "Config file of the run.", lock_config=False, accept_new_attributes=True
-    )
+    _configs[name] = default
+    # ml_collections would read a default, with what the command line sets in it, when the flag is defined: while importing.
+    help = f"{help} By default {default}." if default else help
+    return config_flags.DEFINE_config_file(name, None, help, lock_config=False, accept_new_attributes=True)
 
 
 def distributed_flags() -> None:
@@ -50,8 +55,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     """absl's app.run, with errors of the user's own making as one line on standard error."""
 
     def parse(argv: list[str]) -> list[str]:
-        if "config" in flags.FLAGS:
-            _check_config(argv)
+        for name, default in _configs.items():
+            argv = _with_config(argv, name, default)
         try:
             return flags.FLAGS(argv)
         except flags.UnrecognizedFlagError as error:
@@ -127,33 +132,36 @@ def counts(flag: str, values: Sequence[str]) -> list[int]:
     return [int(value) for value in values]
 
 
-def _check_config(argv: list[str]) -> None:
-    """Fails on a config file that cannot be read and on a --config.section that no config has.
+def _with_config(argv: list[str], flag: str, default: str | None) -> list[str]:
+    """The arguments, the first of them the default config file where a config flag is not given.
 
-    What is built from a section knows, and checks, the keys that it may hold.
+    Fails on a config file that cannot be read and on a --config.section that no config has. What is built from a section
+    knows, and checks, the keys that it may hold.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", nargs="?")
-    specified = parser.parse_known_args(argv[1:])[0].config
-    if not specified:
-        return
+    parser.add_argument(f"--{flag}", nargs="?", dest="given")
+    given = parser.parse_known_args(argv[1:])[0].given
+    specified = default if given is None else given
+    if specified is None:
+        return argv
     file = Path(specified.partition(":")[0])
     if not file.is_file():
-        _fail(f"--config: {file} is no file; {nearest(str(file), map(str, sorted(file.parent.glob('[!_]*.py'))))}")
+        _fail(f"--{flag}: {file} is no file; {nearest(str(file), map(str, sorted(file.parent.glob('[!_]*.py'))))}")
     try:
-        config: Any = flags.FLAGS["config"].parser.parse(specified)
+        config: Any = flags.FLAGS[flag].parser.parse(specified)
     except Exception as error:  # of the file's own code
-        _fail(f"--config={specified}: {error.__context__ or repr(error)}")
+        _fail(f"--{flag}={specified}: {error.__context__ or repr(error)}")
     # The one section that is a value, and so can be given where the file has none.
     sections = {**config, "parallel": "jit"}
-    for override in (arg.partition("=")[0] for arg in argv if arg.startswith("--config.")):
+    for override in (arg.partition("=")[0] for arg in argv if arg.startswith(f"--{flag}.")):
         _, section, *keys = override.split(".")
         if section not in sections:
             _fail(f"{override}: no such key; {nearest(section, sections)}")
         if keys and not isinstance(sections[section], ConfigDict):
-            _fail(f"{override}: no such key; --config.{section} has none below it")
+            _fail(f"{override}: no such key; --{flag}.{section} has none below it")
         if len(keys) > 1:
-            _fail(f"{override}: no such key; --config.{section}.{keys[0]} has none below it")
+            _fail(f"{override}: no such key; --{flag}.{section}.{keys[0]} has none below it")
+    return [argv[0], f"--{flag}={specified}", *argv[1:]] if given is None else argv
 
 
 def _flag_names() -> list[str]:
@@ -163,7 +171,7 @@ def _flag_names() -> list[str]:
         flag.name
         for module, those in flags.FLAGS.flags_by_module_dict().items()
         for flag in those
-        if module in (sys.argv[0], main) or flag.name == "config"
+        if module in (sys.argv[0], main) or flag.name in _configs
     )
 
 

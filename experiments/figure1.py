@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from configs import imagenet64_unet, imagenet224_dit
-from diffad_jax import scalability, table
+from diffad_jax import runs, scalability, table
 from diffad_jax.data.loading import load
 from diffad_jax.errors import InputError
 from diffad_jax.figures import png
@@ -29,10 +29,7 @@ from diffad_jax.workdir import save_config, write_atomically
 from experiments import cli
 
 FILES = {"dit": f"{imagenet224_dit.__file__}:S/16", "unet": imagenet64_unet.__file__}
-NETWORKS = {
-    name: config_flags.DEFINE_config_file(name, file, "Config of the network.", lock_config=True)
-    for name, file in FILES.items()
-}
+NETWORKS = {name: cli.config_flag(file, name, "Config of the network.") for name, file in FILES.items()}
 ALL = (*NETWORKS, *scalability.CLASSICAL)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of one folder of pictures a class.", required=True)
 OUT = flags.DEFINE_string("out", None, "Directory for the results.", required=True)
@@ -92,8 +89,11 @@ def main(_: list[str]) -> None:
     load(data_of(asked[0]))
     for key in asked:
         # What cannot be, or was made with other settings, is refused before hours are spent.
-        if key[1] in NETWORKS and config_of(key) and (workdir_of(key) / "config.json").exists():
-            save_config(workdir_of(key), config_of(key))
+        if key[1] in NETWORKS:
+            size = scalability.resolution(key[0])
+            runs.define(config_of(key), (size, size, 3))
+            if (workdir_of(key) / "config.json").exists():
+                save_config(workdir_of(key), config_of(key))
     results = table.results_in(out, Path(DATA_DIR.value))
     pending = [key for key in asked if key not in results.done]
     for key in tqdm(pending, total=len(asked), initial=len(asked) - len(pending), unit="result", smoothing=0):

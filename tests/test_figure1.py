@@ -58,7 +58,7 @@ def test_every_method_at_every_resolution_and_nothing_twice(folder: Path, tmp_pa
     # A row that is there is taken as it is, an added method is computed, a failure is told and tried again.
     marked = (out / "results.csv").read_text().replace(f",{rows[0]['auroc']},", ",0.123456,", 1)
     (out / "results.csv").write_text(marked)
-    second = figure1(folder, out, "--methods=unet,iforest,dit", f"--dit={TINY}", "--dit.model.name=DiT")
+    second = figure1(folder, out, "--methods=unet,iforest,dit", f"--dit={TINY}")
     assert second.code == 0, second.err
     assert "0.123456" in (out / "results.csv").read_text()
     failures = [line for line in (out / "results.csv").read_text().splitlines() if ",dit," in line]
@@ -86,6 +86,8 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
         ("--resolutions=8,x", "'x'"),
         ("--normal=animals", "'animal'"),
         ("--unet.model.chanels=8", "chanels"),
+        ("--unet.optimiser.b2=0.9", "'optimizer'"),
+        ("--dit.training.batch_siz=8", "'batch_size'"),
         ("--unet=nowhere.py", "nowhere.py"),
     ):
         refused = figure1(folder, out, argument)
