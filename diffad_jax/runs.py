@@ -133,6 +133,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
                     f"{workdir}: was trained on {trained_on}, not on {dataset.name}; choose another workdir"
                 )
             return
+    elif any_in(workdir / "checkpoints"):
+        raise InputError(f"{workdir}: holds checkpoints but no config.json to tell of what; choose another workdir")
     transform = transforms.fit(train=dataset.train, **config.transform)
     scoring, pipeline = scoring_of(config), pipeline_of(config, dataset.train.shape[1:])
     system, state, step, settings = start(config, dataset.train.shape[1:])

@@ -370,12 +370,14 @@ def test_a_full_or_read_only_disk_is_told_in_one_line_and_costs_nothing(small_di
     assert_ended_alike(workdir, unbroken)
 
 
-def test_checkpoints_of_another_model_are_refused_without_their_config(tmp_path: Path, unbroken: Unbroken) -> None:
-    assert train(tmp_path / "run", *unbroken.arguments, "--config.training.num_steps=10").code == 0
+def test_checkpoints_without_their_config_are_refused(tmp_path: Path, unbroken: Unbroken) -> None:
+    run = tmp_path / "run"
+    assert train(run, *unbroken.arguments, "--config.training.num_steps=10").code == 0
     for name in ("config.json", "statistics.npz"):
-        (tmp_path / "run" / name).unlink()
-    refused = train(tmp_path / "run", *unbroken.arguments, "--config.model.width=32")
-    assert_refused(refused, "checkpoints/10: holds another model", "params", "16", "32", "another workdir")
+        (run / name).unlink()
+    before = contents(run)
+    assert_refused(train(run, *unbroken.arguments), str(run), "no config.json", "another workdir")
+    assert contents(run) == before
 
 
 @pytest.mark.slow
