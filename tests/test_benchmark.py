@@ -30,7 +30,8 @@ def test_flops_are_those_counted_by_hand() -> None:
     assert benchmark.flops(jaxpr) == 2 * pixels * 9 * 3 * 5 + 4 * 2 * pixels * 5 * 5
 
 
-def test_figures_of_a_tiny_config() -> None:
+def test_figures_of_a_tiny_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "LOOP_SECONDS", 0.4)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["benchmark", "--rounds=1"])
     figures = benchmark.measure(tiny.get_config(), (8, 8, 1))

@@ -53,7 +53,7 @@ def test_every_module_has_its_place() -> None:
     assert list(imports((ROOT / "__init__.py").read_text())) == []
 
 
-@pytest.mark.parametrize("module", RANK)
+@pytest.mark.parametrize("module", sorted(RANK))
 def test_imports_go_up_the_list_only(module: str) -> None:
     for path in files(module):
         for other in imported_modules(path.read_text()) - {module}:
