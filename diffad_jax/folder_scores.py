@@ -48,6 +48,7 @@ def score_folder(
     Raises InputError on a run that has not learnt pictures, or whose score has no maps where they are asked for, and with
     on_error "fail" (rather than "skip") on the first unreadable file, when all before it is on disk.
     """
+    check_pictures(trained)
     names = {file: os.path.relpath(file, root) for file in files}
     table = ScoreTable(out / "scores.csv")
     before = len(table.labels)
@@ -127,6 +128,13 @@ def as_trained(trained: Trained, files: Sequence[Path], kind: type[Files]) -> Fi
     Where the data came without a fit, as from an `.npz`, the centre is cropped.
     Raises InputError on a run that has not learnt square pictures of values 0 to 255.
     """
+    check_pictures(trained)
+    shape, config = trained.statistics.transform.shape, trained.config
+    return kind(files, shape[0], shape[2], _fit_of(config.get("data", {})))
+
+
+def check_pictures(trained: Trained) -> None:
+    """Raises InputError on a run that has not learnt square pictures of values 0 to 255, those of picture files."""
     shape, config = trained.statistics.transform.shape, trained.config
     if len(shape) != 3 or shape[0] != shape[1] or shape[2] not in (1, 3):
         raise InputError(f"the run has learnt data of shape {shape}, allowed are pictures (size, size, 1 or 3)")
@@ -135,7 +143,6 @@ def as_trained(trained: Trained, files: Sequence[Path], kind: type[Files]) -> Fi
         raise InputError(
             f"the run has learnt values from {ends[0]:g} to {ends[1]:g}, those of picture files are 0 to 255"
         )
-    return kind(files, shape[0], shape[2], _fit_of(config.get("data", {})))
 
 
 def _fit_of(data: ConfigDict | dict[str, Any]) -> str:
@@ -174,8 +181,10 @@ class ScoreTable:
 def claim_output(out: Path, trained: Trained, root: Path) -> None:
     """Makes `out` the place for the scores of one run and one folder; run.json tells which, by a hash and a path.
 
-    Raises InputError where it holds another's, or lies in the folder, whose pictures its heat maps would then be.
+    Raises InputError on a run that has not learnt pictures, and where `out` holds another's, or lies in the folder, whose
+    pictures its heat maps would then be.
     """
+    check_pictures(trained)
     root = root.resolve()
     if out.resolve().is_relative_to(root):
         raise InputError(f"{out}: lies in the folder of pictures {root}, choose another directory of scores")

@@ -66,7 +66,13 @@ def evaluate_run(directory: Path) -> list[Result]:
         }
         shown = pictures_of(trained, dataset, scores) if len(dataset.test.shape) == 4 else None
         threshold = trained.statistics.threshold
-        results.append(Result(dataset.name, dataset.labels, by_method, threshold, shown, facts, dataset.groups, pixel))
+        # Several runs that score the same data are told apart.
+        name = (
+            dataset.name
+            if not DATA.value or directory == Path(WORKDIR.value)
+            else f"{directory.name} on {dataset.name}"
+        )
+        results.append(Result(name, dataset.labels, by_method, threshold, shown, facts, dataset.groups, pixel))
     means = {key: float(np.mean([test[key] for test in tests.values()])) for key in next(iter(tests.values()))}
     summary = {
         **means,

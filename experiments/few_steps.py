@@ -16,6 +16,7 @@ from diffad_jax import detector
 from diffad_jax.assembly import assemble
 from diffad_jax.data.dataset import evenly_spaced
 from diffad_jax.data.loading import load
+from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_calibration, make_levels
 from diffad_jax.metrics import metrics
 from diffad_jax.runs import scoring_of
@@ -51,6 +52,10 @@ def main(_: list[str]) -> None:
     dataset = trained.trained_on(load(trained.config.data))
     places = evenly_spaced(len(dataset.test), ROWS.value)
     test, labels = dataset.test[places], dataset.labels[places]
+    if len(set(labels.tolist())) < 2:
+        raise InputError(
+            f"--rows: of {len(labels)} evenly spaced test data all are labelled {labels[0]}; allowed are more"
+        )
     normals = dataset.train[evenly_spaced(len(dataset.train), CALIBRATION_ROWS)]
     found: dict[str, dict[str, float]] = {}
     for sampler, count in [("ddpm", CHAIN.value), *(("ddim", steps) for steps in few)]:

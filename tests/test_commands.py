@@ -149,6 +149,9 @@ def test_a_folder_of_sets_gives_a_run_each_and_their_mean(tmp_path: Path) -> Non
     mean = next(line.split() for line in evaluated.out.splitlines() if line.startswith("mean"))
     assert float(mean[1]) == pytest.approx(50 * (auroc["near"] + auroc["far"]), abs=0.01)
     assert (workdir / "report.html").exists()
+    other = evaluate(workdir, "--baselines=", f"--data={folder / 'near.npz'}")
+    assert other.code == 0 and "near on near" in other.out and "far on near" in other.out, other
+    assert (workdir / "report_near.html").exists()
 
     # A run knows what it was trained on, whatever its folder is called and whatever lies beside its data.
     shutil.copytree(workdir / "near", tmp_path / "moved")

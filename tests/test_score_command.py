@@ -21,7 +21,7 @@ from diffad_jax.data.folders import labelled_folder, picture_folder
 from diffad_jax.data.loading import load
 from diffad_jax.data.pictures import read_picture
 from diffad_jax.errors import InputError
-from diffad_jax.folder_scores import Counts, Tolerant, colours, probability, score_folder
+from diffad_jax.folder_scores import Counts, Tolerant, claim_output, colours, probability, score_folder
 from diffad_jax.workdir import Statistics
 
 SIZE = 8
@@ -247,10 +247,13 @@ def test_runs_that_have_learnt_something_else_are_refused(workdir: Path, photos:
     digits = trained._replace(config=tiny.get_config())
     with pytest.raises(InputError, match="values from 0 to 16, those of picture files are 0 to 255"):
         score_folder(digits, photos, [photos / "0.png"], tmp_path)
+    with pytest.raises(InputError, match="values from 0 to 16"):
+        claim_output(tmp_path / "out", digits, photos)
     statistics = Statistics.load(workdir)
     statistics.transform = statistics.transform._replace(shape=(5,))
     with pytest.raises(InputError, match="shape \\(5,\\)"):
         score_folder(trained._replace(statistics=statistics), photos, [photos / "0.png"], tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_evaluate_reads_a_folder_as_the_training_pictures_were_read(workdir: Path, tmp_path: Path) -> None:
