@@ -39,7 +39,13 @@ def build(key: str, choices: Mapping[str, Callable[..., Any]], spec: Mapping[str
     settable = [p for p in parameters if p not in given and p not in ("parent", "name")]
     for argument in arguments:
         if argument not in settable:
-            raise InputError(f"config.{key}.{argument}: {name} takes no such argument; {nearest(argument, settable)}")
+            takers = [
+                n for n, c in choices.items() if argument not in given and argument in inspect.signature(c).parameters
+            ]
+            hint = f" ({', '.join(takers)} would)" if takers else ""
+            raise InputError(
+                f"config.{key}.{argument}: {name} takes no such argument{hint}; {nearest(argument, settable)}"
+            )
         kind = parameters[argument].annotation
         if not _fits(kind, arguments[argument]):
             raise InputError(f"config.{key}.{argument}: found {arguments[argument]!r}, allowed is {_words(kind)}")

@@ -48,7 +48,7 @@ def score_folder(
     Raises InputError on a run that has not learnt pictures, or whose score has no maps where they are asked for, and with
     on_error "fail" (rather than "skip") on the first unreadable file, when all before it is on disk.
     """
-    check_pictures(trained)
+    check_pictures(trained.config, trained.statistics)
     names = {file: os.path.relpath(file, root) for file in files}
     table = ScoreTable(out / "scores.csv")
     before = len(table.labels)
@@ -128,14 +128,14 @@ def as_trained(trained: Trained, files: Sequence[Path], kind: type[Files]) -> Fi
     Where the data came without a fit, as from an `.npz`, the centre is cropped.
     Raises InputError on a run that has not learnt square pictures of values 0 to 255.
     """
-    check_pictures(trained)
+    check_pictures(trained.config, trained.statistics)
     shape, config = trained.statistics.transform.shape, trained.config
     return kind(files, shape[0], shape[2], _fit_of(config.get("data", {})))
 
 
-def check_pictures(trained: Trained) -> None:
+def check_pictures(config: ConfigDict, statistics: Statistics) -> None:
     """Raises InputError on a run that has not learnt square pictures of values 0 to 255, those of picture files."""
-    shape, config = trained.statistics.transform.shape, trained.config
+    shape = statistics.transform.shape
     if len(shape) != 3 or shape[0] != shape[1] or shape[2] not in (1, 3):
         raise InputError(f"the run has learnt data of shape {shape}, allowed are pictures (size, size, 1 or 3)")
     ends = config.transform.get("low", 0), config.transform.get("high", 255)
@@ -184,7 +184,7 @@ def claim_output(out: Path, trained: Trained, root: Path) -> None:
     Raises InputError on a run that has not learnt pictures, and where `out` holds another's, or lies in the folder, whose
     pictures its heat maps would then be.
     """
-    check_pictures(trained)
+    check_pictures(trained.config, trained.statistics)
     root = root.resolve()
     if out.resolve().is_relative_to(root):
         raise InputError(f"{out}: lies in the folder of pictures {root}, choose another directory of scores")

@@ -25,7 +25,7 @@ from diffad_jax.data.pictures import PictureFiles
 from diffad_jax.data.raw import labelled
 from diffad_jax.errors import InputError
 from diffad_jax.figures import Pictures
-from diffad_jax.folder_scores import as_trained
+from diffad_jax.folder_scores import as_trained, check_pictures
 from diffad_jax.metrics import metrics
 from diffad_jax.pixel_metrics import aupro, pixel_auroc
 from diffad_jax.report import Result, most_and_least, summary_table, write_report
@@ -105,6 +105,9 @@ def read_each(trained: detector.Trained, datasets: list[Dataset]) -> list[tuple[
     return found
 
 
+labelled_once = lru_cache(maxsize=1)(labelled)
+
+
 @lru_cache(maxsize=1)
 def load_once(spec: str) -> tuple[Dataset, ...]:
     """The data sets of a config.data given as JSON, which the runs of one folder share."""
@@ -137,14 +140,19 @@ def tests_of(trained: detector.Trained) -> list[Dataset]:
 
 def other_data(trained: detector.Trained, path: Path, train: Rows) -> Dataset:
     """--data as a data set; the pictures of a folder are read as those of the training set were."""
-    shape = tuple(trained.statistics.transform.shape)
     if path.is_dir():
         files, labels = labelled_folder(path)
         return Dataset(name_of(path), train, as_trained(trained, files, PictureFiles), labels)
-    x, labels = labelled(path)
-    if x.shape[1:] != shape:
-        raise InputError(f"{path}: data of shape {x.shape[1:]}, the run has learnt {shape}")
-    return Dataset(name_of(path), train, x, labels)
+    return Dataset(name_of(path), train, *labelled_once(path))
+
+
+def check_other_data(path: Path, directory: Path) -> None:
+    """Raises InputError where --data is not of the kind that the run in `directory` has learnt."""
+    statistics = workdir.Statistics.load(directory)
+    if path.is_dir():
+        check_pictures(workdir.load_config(directory), statistics)
+    elif (found := labelled_once(path)[0].shape[1:]) != (shape := tuple(statistics.transform.shape)):
+        raise InputError(f"{path}: data of shape {found}, the run of {directory} has learnt {shape}")
 
 
 def pictures_of(trained: detector.Trained, dataset: Dataset, scores: np.ndarray) -> Pictures:
@@ -161,8 +169,10 @@ def main(_: list[str]) -> None:
     directories = [root] if (root / "config.json").exists() else sorted(p.parent for p in root.glob("*/config.json"))
     if not directories:
         raise InputError(f"--workdir: {root} holds no run (no config.json there or one level below)")
-    for directory in directories:
-        workdir.check_finished(directory)  # Told before anything is scored.
+    for directory in directories:  # Told before anything is scored.
+        workdir.check_finished(directory)
+        if DATA.value:
+            check_other_data(Path(DATA.value), directory)
     results = [result for directory in directories for result in evaluate_run(directory)]
     if jax.process_index() > 0:
         return

@@ -20,6 +20,7 @@ from processes import Finished, command, start
 import experiments
 from diffad_jax import detector
 from diffad_jax.data import digits
+from diffad_jax.workdir import Statistics
 
 ROOT = Path(__file__).parents[1]
 DIGITS, ADBENCH, TINY = (str(ROOT / path) for path in ("configs/digits.py", "configs/adbench.py", "tests/tiny.py"))
@@ -152,6 +153,17 @@ def test_a_folder_of_sets_gives_a_run_each_and_their_mean(tmp_path: Path) -> Non
     other = evaluate(workdir, "--baselines=", f"--data={folder / 'near.npz'}")
     assert other.code == 0 and "near on near" in other.out and "far on near" in other.out, other
     assert (workdir / "report_near.html").exists()
+    # That the last of the runs has learnt other columns is told before the first is scored.
+    shutil.copytree(workdir / "near", workdir / "odd")
+    statistics = Statistics.load(workdir / "odd")
+    statistics.transform = statistics.transform._replace(shape=(4,))
+    statistics.save(workdir / "odd")
+    before = contents(workdir)
+    np.savez(tmp_path / "more.npz", X=x, y=np.repeat([0, 1], [60, 20]))
+    odd = evaluate(workdir, "--baselines=", f"--data={tmp_path / 'more.npz'}")
+    assert_refused(odd, "more.npz", "(5,)", "odd has learnt (4,)")
+    assert contents(workdir) == before
+    shutil.rmtree(workdir / "odd")
 
     # A run knows what it was trained on, whatever its folder is called and whatever lies beside its data.
     shutil.copytree(workdir / "near", tmp_path / "moved")

@@ -336,7 +336,7 @@ def test_a_plain_folder_lists_its_pictures_at_any_depth_in_order(tmp_path: Path)
     (tmp_path / "folder.png").mkdir()
     found = [file.relative_to(tmp_path).as_posix() for file in picture_folder(tmp_path)]
     assert found == ["a.jpg", "b/1.webp", "b/2.PNG", "b/c/1.tiff"]
-    for folder, message in [("folder.png", "holds no pictures"), ("absent", "no such folder")]:
+    for folder, message in [("folder.png", "holds no pictures"), ("absent", "no such folder"), ("a.jpg", "is a file")]:
         with pytest.raises(InputError, match=f"{folder}: {message}"):
             picture_folder(tmp_path / folder)
 

@@ -38,6 +38,12 @@ from diffad_jax.ranges import RANGES
         ("loss.gamma", -5.0, "config.loss.gamma: found -5.0, allowed are numbers above 0"),
         ("model.attention_factors", "two", "config.model.attention_factors: found 'two', allowed is a list"),
         ("model.head_channels", 0.5, "config.model.head_channels: found 0.5, allowed are numbers from 1"),
+        ("score.num_step", 2, r"config.score.num_step: one_step takes no such argument; did you mean 'num_draws'"),
+        (
+            "score.num_steps",
+            2,
+            r"config.score.num_steps: one_step takes no such argument \(reconstruction, encode_decode, bound would\); ",
+        ),
         ("score.bias", 1, "config.score.bias: found 1, allowed is True or False"),
         ("scoring.calibration_rows", 1, "config.scoring.calibration_rows: found 1, allowed are numbers from 2"),
     ],

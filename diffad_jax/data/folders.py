@@ -22,7 +22,7 @@ def picture_folder(path: str | Path) -> list[Path]:
     """
     root = Path(path)
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
+        raise InputError(f"{root}: {'is a file' if root.exists() else 'no such folder'}, expected a folder of pictures")
     files = [
         os.path.join(folder, name)
         for folder, _, names in os.walk(root)
