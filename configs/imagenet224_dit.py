@@ -32,6 +32,5 @@ def get_config(network: str = "B/16") -> ConfigDict:
     }
     config.optimizer = {"learning_rate": 2e-4}
     config.training = {"num_steps": 100_000, "batch_size": 256, "checkpoint_every": 5000}
-    config.score.gradients = True
     config.scoring.update({"batch_size": 32, "combination": "memory", "smoothing": 4.0})
     return config

@@ -32,6 +32,5 @@ def get_config() -> ConfigDict:
     }
     config.optimizer = {"learning_rate": 2e-4}
     config.training = {"num_steps": 100_000, "batch_size": 256, "checkpoint_every": 5000}
-    config.score.gradients = True
     config.scoring.update({"batch_size": 128, "combination": "memory", "smoothing": 2.0})
     return config

@@ -28,6 +28,6 @@ def get_config() -> ConfigDict:
     }
     config.training = {"num_steps": 1500, "batch_size": 16}
     # sigma / alpha = 0.1, 0.2, 0.4, 0.8
-    config.score.update({"times": (0.12, 0.23, 0.35, 0.46), "num_draws": 2, "gradients": True})
+    config.score.update({"times": (0.12, 0.23, 0.35, 0.46), "num_draws": 2})
     config.scoring.update({"batch_size": 32, "calibration_rows": 1024, "combination": "memory", "smoothing": 10.0})
     return config

@@ -31,6 +31,6 @@ def get_config() -> ConfigDict:
     }
     config.optimizer = {"learning_rate": 2e-4}
     config.training = {"num_steps": 20_000, "batch_size": 32, "checkpoint_every": 2000}
-    config.score.update({"num_draws": 2, "gradients": True})
+    config.score.update({"num_draws": 2})
     config.scoring.update({"batch_size": 16, "calibration_rows": 1024, "combination": "memory", "smoothing": 12.0})
     return config

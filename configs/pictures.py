@@ -1,8 +1,9 @@
 """What the configs of pictures share; each of them names its data, its network and how long it trains.
 
 Any network of the project fits: data in [-1, 1] under noise levels sigma / alpha of 0.05 to 20, EDM preconditioning, and one
-score for every kind of anomaly: the one-step denoising errors and biases of five noise levels from 0.1 to 1.3, judged by
-their joint distribution over the normals (`calibration.typicality`).
+score for every kind of anomaly: the one-step denoising errors of five noise levels from 0.1 to 1.3, their biases and the
+steps of these, judged by their joint distribution over the normals (`calibration.typicality`). Where colours tell classes
+apart (`of_classes`) each is taken in grey and in two opponent colours.
 """
 
 from ml_collections import ConfigDict
@@ -27,6 +28,7 @@ def get_config() -> ConfigDict:
         "times": (0.12, 0.23, 0.35, 0.46, 0.54),
         "num_draws": 4,
         "bias": True,
+        "gradients": True,
     }
     config.scoring = {"batch_size": 256, "calibration_rows": 512, "combination": "typicality", "smoothing": 0.0}
     return config
@@ -39,6 +41,7 @@ def of_classes(dataset: str, setting: str) -> ConfigDict:
     "each", which trains every class of an `.npz` of x_train, y_train, x_test, y_test as the normal one in turn.
     """
     config = get_config()
+    config.score.colours = True
     side, _, anomalous = setting.partition(":")
     if setting == "each":
         config.data = {"name": "npz_classes_each", "path": f"data/{dataset}.npz", "setting": "normal_class"}

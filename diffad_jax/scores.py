@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from diffad_jax import samplers
@@ -77,6 +78,25 @@ def squared_steps(x: Array) -> tuple[Array, Array]:
     return (down**2).mean(axis=-1), (across**2).mean(axis=-1)
 
 
+# Grey, red against blue, and green against both: the features of Ohta, Kanade and Sakai 1980 ("Color information for region
+# segmentation", section 3), at unit length. They are about the principal axes of the colours of natural pictures.
+OPPONENT_COLOURS = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])
+
+
+def opponent_colours(x: Array) -> tuple[Array, ...]:
+    """Pictures [B, H, W, 3] as three of [B, H, W, 1], whose squares have the same sum; those of one channel as they are.
+
+    Raises InputError where x are no pictures.
+    """
+    if x.ndim != 4:
+        raise InputError(f"colours=True needs pictures [B, H, W, C], found shape {x.shape}")
+    if x.shape[-1] != 3:
+        return (x,)
+    # "highest": accelerators otherwise round the factors of a product.
+    turned = jnp.dot(x, OPPONENT_COLOURS.T.astype(x.dtype), precision="highest")
+    return tuple(jnp.split(turned, 3, axis=-1))
+
+
 Distance = Callable[[Array, Array], Array]
 DISTANCES: dict[str, Distance] = {"l2": l2, "l1": l1, "ssim": ssim}
 
@@ -119,6 +139,7 @@ def reconstruction(
     distance: str = "l2",
     bias: bool = False,
     gradients: bool = False,
+    colours: bool = False,
 ) -> Score:
     """The paper's score: the distance between x_0 and its reconstruction from partial noise.
 
@@ -129,6 +150,8 @@ def reconstruction(
     the noise is averaged away (error = bias + variance where d is "l2").
     gradients: after those come L and L of the `squared_steps`, down and across, of b = x_0 - mean of the reconstructions.
     With |b|^2 their means over a window tell how strong, how fine and in which direction what is not reconstructed runs.
+    colours: pictures of three channels are compared in each of the `opponent_colours` by itself, and three levels stand in
+    place of each.
     Raises InputError where bias is asked of a single draw, whose bias is the error, or gradients without bias.
     """
     measure = distance_named(distance)
@@ -137,20 +160,31 @@ def reconstruction(
     if gradients and not bias:
         raise InputError("gradients=True: they are those of the bias, which needs bias=True")
 
+    def seen(x: Array) -> tuple[Array, ...]:
+        return opponent_colours(x) if colours else (x,)
+
     def score(denoise: Denoise, x_0: Array, key: Array) -> Array:
+        def compared(x: Array) -> Array:
+            return jnp.stack([measure(a, b) for a, b in zip(seen(x_0), seen(x), strict=True)])
+
         def level(t: Array) -> tuple[Array, ...]:
             def draw(total: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
                 sign = 1 - 2 * (number % 2).astype(x_0.dtype)
                 _, x = reconstruct(process, sampler, denoise, x_0, t, num_steps, fold_in(key, number // 2), sign)
-                return (total[0] + measure(x_0, x), total[1] + x), None
+                return (total[0] + compared(x), total[1] + x), None
 
-            zeros = jnp.zeros_like(measure(x_0, x_0)), jnp.zeros_like(x_0)
+            zeros = jnp.zeros_like(compared(x_0)), jnp.zeros_like(x_0)
             (error, x), _ = jax.lax.scan(draw, zeros, jnp.arange(num_draws))
             mean = x / num_draws
-            found = (error / num_draws, *([measure(x_0, mean)] if bias else []))
-            return (*found, *(squared_steps(x_0 - mean) if gradients else ()))
+            found = [error / num_draws]
+            if bias:
+                found.append(compared(mean))
+            if gradients:
+                found += map(jnp.stack, zip(*map(squared_steps, seen(x_0 - mean)), strict=True))
+            return tuple(found)
 
-        return jnp.concatenate(jax.lax.map(level, jnp.asarray(times, x_0.dtype)))
+        maps = jax.lax.map(level, jnp.asarray(times, x_0.dtype))
+        return jnp.concatenate([each.reshape(-1, *each.shape[2:]) for each in maps])
 
     return Score(score, len(times) * num_draws * num_steps * sampler.evaluations)
 
@@ -162,9 +196,10 @@ def one_step(
     distance: str = "l2",
     bias: bool = False,
     gradients: bool = False,
+    colours: bool = False,
 ) -> Score:
     """The denoising error d(x_0, x_0_theta(x_t, t)) at each noise level of `times`; see `reconstruction`."""
-    return reconstruction(process, samplers.ddim(process), times, 1, num_draws, distance, bias, gradients)
+    return reconstruction(process, samplers.ddim(process), times, 1, num_draws, distance, bias, gradients, colours)
 
 
 def encode_decode(

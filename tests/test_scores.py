@@ -154,6 +154,33 @@ def test_gradients_tell_the_direction_of_what_is_not_reconstructed() -> None:
         maps(scores.one_step(p, bias=True, gradients=True), denoise, x_0[:, 0, 0])
 
 
+def test_colours_part_what_is_not_reconstructed() -> None:
+    """A denoiser that answers 0 leaves the picture itself as error and bias."""
+    p = PROCESSES["cosine"]
+    x_0 = np.random.default_rng(0).normal(size=(2, 6, 5, 3)).astype(np.float32)
+    x_0[1] = x_0[1].mean(axis=-1, keepdims=True)
+
+    def denoise(x_t: Array, t: Array) -> Prediction:
+        return Prediction(jnp.zeros_like(x_t), x_t)
+
+    def found(x_0: np.ndarray, colours: bool) -> np.ndarray:
+        return maps(scores.one_step(p, (0.3, 0.5), 2, bias=True, gradients=True, colours=colours), denoise, x_0)
+
+    parted, whole = found(x_0, True), found(x_0, False)
+    assert (len(parted), len(whole)) == (24, 8)
+    by_colour = parted.reshape(4, 2, 3, 2, 6, 5)  # kind, time, colour, picture
+    assert_allclose(by_colour.sum(axis=2), 3 * whole.reshape(4, 2, 2, 6, 5), rtol=1e-4, atol=1e-6)
+    red, green, blue = np.moveaxis(x_0, -1, 0)
+    assert_allclose(by_colour[1, 0, 0], (red + green + blue) ** 2 / 3, rtol=1e-4, atol=1e-6)
+    assert_allclose(by_colour[1, 1, 1], (red - blue) ** 2 / 2, rtol=1e-4, atol=1e-6)
+    assert_allclose(by_colour[0, 0, 2], (2 * green - red - blue) ** 2 / 6, rtol=1e-4, atol=1e-6)
+    assert by_colour[:, :, 1:, 1].max() < 1e-6, "a grey picture has no colours"
+    grey = x_0[..., :1]
+    assert_allclose(found(grey, True), found(grey, False))
+    with pytest.raises(InputError, match="colours=True needs pictures"):
+        maps(scores.one_step(p, colours=True), denoise, x_0[:, 0, 0])
+
+
 def test_reconstruct_gives_both_pictures() -> None:
     """With shared noise, and the exact flow of what was noised for a reconstruction."""
     p, x_0 = PROCESSES["cosine"], np.asarray(MEAN + np.array([[1.0], [-1.0]]) * DEVIATION, np.float32)
