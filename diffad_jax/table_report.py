@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve  # type: ignore[import-untyped]
 
 from diffad_jax.figures import CHANCE, INK, MUTED, png, stroke, with_legend
+from diffad_jax.pages import facts_html, figure_html, page, table_html
 from diffad_jax.report import METRICS as METRIC_NAMES
-from diffad_jax.report import facts_html, figure_html, page, table_html
 from diffad_jax.table import METRICS, Row, Table, beside_printed, cells, cliques, tabulate
 from diffad_jax.workdir import write_atomically
 

@@ -18,10 +18,13 @@ from diffad_jax.memory import Memory
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes to a temporary name beside `path`, then renames."""
+    """Writes to a temporary name beside `path`, then renames: the file appears whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def save_json(path: Path, value: Mapping[str, Any]) -> None:

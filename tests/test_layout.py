@@ -20,8 +20,17 @@ ORDER = [
         {"samplers"},
     ],
     *[{"scores"}, {"calibration", "patches"}, {"memory"}, {"dte"}, {"models"}, {"training"}, {"data"}],
-    *[{"metrics", "pixel_metrics", "pseudo"}, {"baselines"}, {"figures"}, {"report"}, {"checkpoint"}, {"logs"}],
-    *[{"sharding"}, {"assembly"}, {"loop"}, {"evaluation"}, {"workdir"}, {"runs"}, {"detector"}, {"folder_scores"}],
+    *[{"metrics", "pixel_metrics", "pseudo"}, {"baselines"}, {"figures", "pages"}, {"checkpoint"}, {"logs"}],
+    *[
+        {"sharding"},
+        {"assembly"},
+        {"loop"},
+        {"evaluation"},
+        {"workdir"},
+        {"report", "runs"},
+        {"detector"},
+        {"folder_scores"},
+    ],
     *[{"methods"}, {"table"}, {"table_report", "scalability"}],
 ]
 RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
