@@ -2,8 +2,8 @@
 
 Any network of the project fits: data in [-1, 1] under noise levels sigma / alpha of 0.05 to 20, EDM preconditioning, and one
 score for every kind of anomaly: the one-step denoising errors of five noise levels from 0.1 to 1.3, their biases and the
-steps of these, judged by their joint distribution over the normals (`calibration.typicality`). Where colours tell classes
-apart (`of_classes`) each is taken in grey and in two opponent colours.
+steps of these, judged by their joint distribution over the normals and by the size of the errors (`calibration.fisher`).
+Where colours tell classes apart (`of_classes`) each is taken in grey and in two opponent colours.
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
         "bias": True,
         "gradients": True,
     }
-    config.scoring = {"batch_size": 256, "calibration_rows": 512, "combination": "typicality", "smoothing": 0.0}
+    config.scoring = {"batch_size": 256, "calibration_rows": 512, "combination": "fisher", "smoothing": 0.0}
     return config
 
 

@@ -7,6 +7,7 @@ of normals and joins those of any datum to one score [B], higher = more anomalou
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -27,20 +28,24 @@ class Calibration(NamedTuple):
 
     mean, scale: [L], mean and standard deviation of each level. log_mean [L], log_precision [L, L]: mean of the logarithms
     of the levels and inverse of their covariance, shrunk by OAS (Chen et al. 2010, eq. 23) on the scale of the correlations.
+    share: [L], what a level counts in the `size` of the errors. log_tests: [2, 2], mean and standard deviation of the
+    logarithms of `typicality` and `size`.
     """
 
     mean: Array
     scale: Array
     log_mean: Array
     log_precision: Array
+    share: Array
+    log_tests: Array
 
     def usual(self) -> float:
         """What a map of standardised levels gains where the error grows by the mean error of the normals."""
         return float((self.mean / self.scale).mean())
 
 
-def calibrate(levels: np.ndarray) -> Calibration:
-    """Fits the calibration on the levels of normals, [L, N], N >= 2.
+def calibrate(levels: np.ndarray, kinds: int = 1) -> Calibration:
+    """Fits the calibration on the levels of normals, [L, N], N >= 2; L / kinds of them, the first, are errors.
 
     A level without spread is divided by 1. Raises RunFailed on levels that are not finite, and InputError on one normal.
     """
@@ -59,8 +64,13 @@ def calibrate(levels: np.ndarray) -> Calibration:
     covariance, _ = oas((logs - logs.mean(axis=0)) / unit, assume_centered=True)
     # A level without any spread, which OAS of data without any spread leaves at 0, would have no inverse.
     precision = np.linalg.pinv(covariance, hermitian=True) / np.outer(unit, unit)
-    fitted = (levels.mean(axis=1), spread(levels.T), logs.mean(axis=0), precision)
-    return Calibration(*(jnp.asarray(value, jnp.float32) for value in fitted))
+    mean = levels.mean(axis=1)
+    errors = np.arange(len(levels)) < len(levels) // kinds
+    share = errors / (errors.sum() * np.where(mean > 0, mean, 1.0))
+    fitted = (mean, spread(levels.T), logs.mean(axis=0), precision, share, np.array([[0.0] * 2, [1.0] * 2]))
+    calibration = Calibration(*(jnp.asarray(value, jnp.float32) for value in fitted))
+    tests = np.asarray(_log_tests(calibration, jnp.asarray(levels, jnp.float32)), np.float64)
+    return calibration._replace(log_tests=jnp.asarray([tests.mean(axis=1), spread(tests.T)], jnp.float32))
 
 
 def spread(rows: np.ndarray) -> np.ndarray:
@@ -87,10 +97,37 @@ def typicality(calibration: Calibration, levels: Array) -> Array:
     unconditional diffusion model"), here the spectrum of its errors.
     """
     deviation = jnp.log(jnp.maximum(levels, TINY)) - calibration.log_mean[:, None]
-    return jnp.einsum("lb,lk,kb->b", deviation, calibration.log_precision, deviation) / len(levels)
+    precision = calibration.log_precision
+    # "highest": accelerators otherwise round the factors of a product.
+    return jnp.einsum("lb,lk,kb->b", deviation, precision, deviation, precision="highest") / len(levels)
+
+
+def size(calibration: Calibration, levels: Array) -> Array:
+    """The mean over the errors among the levels of error / mean error of the normals: [L, B] -> [B]."""
+    return (calibration.share[:, None] * levels).sum(axis=0)
+
+
+def fisher(calibration: Calibration, levels: Array) -> Array:
+    """-log p_1 - log p_2, the p-values of two tests for "this is a normal": is it typical, and are its errors small? [B].
+
+    p = 1 - Phi(z), with z the standardised logarithm of `typicality` or of `size`. What is unlike one kind of normals shows
+    in the first, also where its errors are small; in the second what has larger errors than normals of many kinds, among
+    which every spectrum of errors is typical.
+    Source: the combination of p-values of Fisher 1932 ("Statistical methods for research workers", section 21.1), whose
+    statistic is twice this.
+    """
+    mean, scale = calibration.log_tests
+    z = (_log_tests(calibration, levels) - mean[:, None]) / scale[:, None]
+    return -jax.scipy.stats.norm.logsf(z).sum(axis=0)
+
+
+def _log_tests(calibration: Calibration, levels: Array) -> Array:
+    found = jnp.stack([typicality(calibration, levels), size(calibration, levels)])
+    return jnp.log(jnp.maximum(found, TINY))
 
 
 COMBINATIONS: dict[str, Callable[[Calibration, Array], Array]] = {
     "standardised_mean": standardised_mean,
     "typicality": typicality,
+    "fisher": fisher,
 }

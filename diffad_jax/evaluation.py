@@ -140,16 +140,20 @@ def fit_judge(
 ) -> tuple[Judge, float, np.ndarray]:
     """What scores are judged by, fitted on transformed normals [N, ...]: judge, threshold, the normals' scores, sorted."""
     if combination != MEMORY:
-        return fit_calibration(make_levels(system, params, seed, batch_size)(normals), combination)
+        levels = make_levels(system, params, seed, batch_size)(normals)
+        return fit_calibration(levels, combination, kinds=system.score.kinds)
     statistics = make_summaries(system, params, seed, batch_size, memory.local_statistics)(normals)
     judge, scores = memory.remember(statistics, seed)
     return judge, threshold(scores), np.sort(scores)
 
 
 def fit_calibration(
-    levels: np.ndarray, combination: str = "standardised_mean", quantile: float = 0.95
+    levels: np.ndarray, combination: str = "standardised_mean", quantile: float = 0.95, kinds: int = 1
 ) -> tuple[Calibration, float, np.ndarray]:
-    """Of the levels [L, N] of training normals: calibration, threshold on the combined score, the combined scores, sorted."""
-    calibration = calibrate(levels)
+    """Of the levels [L, N] of training normals: calibration, threshold on the combined score, the combined scores, sorted.
+
+    kinds: see `scores.Score`.
+    """
+    calibration = calibrate(levels, kinds)
     scores = np.sort(COMBINATIONS[combination](calibration, jnp.asarray(levels, jnp.float32)))
     return calibration, threshold(scores, quantile), scores

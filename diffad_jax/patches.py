@@ -73,4 +73,4 @@ def patchwise(score: Score, size: int, picture: tuple[int, int], overlap: float 
 
         return over_patches(of_patch, x_0, size, overlap)
 
-    return Score(maps, score.evaluations * len(corners(*picture, size, overlap)))
+    return score._replace(maps=maps, evaluations=score.evaluations * len(corners(*picture, size, overlap)))

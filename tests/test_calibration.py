@@ -2,9 +2,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from diffad_jax.calibration import COMBINATIONS, calibrate, per_datum, standardised_mean, typicality
+from diffad_jax.calibration import COMBINATIONS, calibrate, fisher, per_datum, standardised_mean, typicality
 
 
 def test_standardised_levels_are_joined() -> None:
@@ -53,6 +54,39 @@ def test_typicality_sees_errors_that_are_too_small_or_do_not_fit_together() -> N
         aurocs = {name: roc_auc_score(labels, combine(calibration, rows)) for name, combine in COMBINATIONS.items()}
         assert aurocs["typicality"] > 0.9
         assert aurocs["standardised_mean"] < 0.6
+
+
+def test_fisher_sees_what_is_untypical_and_what_is_large_among_normals_of_many_kinds() -> None:
+    normal, test = lognormal(500, 0), lognormal(500, 1)
+    unfit, large = (
+        test.copy(),
+        np.exp(np.log(test) + 1.5 * np.array([[2.0], [2.0], [0.1]])),
+    )  # along the widest directions
+    unfit[1] = test[1, ::-1]
+    calibration, labels = calibrate(normal), np.repeat([0, 1], 500)
+    aurocs = {
+        (kind, combine): roc_auc_score(
+            labels,
+            COMBINATIONS[combine](calibration, jnp.asarray(np.concatenate([test, anomalous], axis=1), jnp.float32)),
+        )
+        for kind, anomalous in (("unfit", unfit), ("large", large))
+        for combine in COMBINATIONS
+    }
+    assert min(aurocs["unfit", "fisher"], aurocs["large", "fisher"]) > 0.85
+    assert aurocs["unfit", "standardised_mean"] < 0.6
+    assert aurocs["large", "typicality"] < aurocs["large", "fisher"] - 0.03
+
+
+def test_fisher_adds_the_logarithms_of_two_tail_probabilities() -> None:
+    normal, other = lognormal(500, 0), lognormal(50, 1)
+    calibration = calibrate(normal, kinds=3)  # the first level alone is an error
+    expected = np.zeros(50)
+    for test in (lambda x: typicality(calibration, jnp.asarray(x)), lambda x: x[0] / normal[0].mean()):
+        logs = np.log(np.asarray(test(normal), np.float64))
+        expected -= norm.logsf((np.log(np.asarray(test(other), np.float64)) - logs.mean()) / logs.std())
+    assert_allclose(fisher(calibration, jnp.asarray(other)), expected, rtol=1e-3, atol=1e-4)
+    far = np.asarray(fisher(calibration, jnp.asarray(other * np.float32(1e12))))
+    assert np.isfinite(far).all() and far.min() > 100, "far beyond what a probability can hold"
 
 
 @pytest.mark.parametrize(
