@@ -16,6 +16,8 @@ from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.process import expand
 
 TINY = 1e-12
+FOLDS = 10
+MIN_HELD_OUT = 4
 
 
 def per_datum(maps: Array) -> Array:
@@ -29,7 +31,7 @@ class Calibration(NamedTuple):
     mean, scale: [L], mean and standard deviation of each level. log_mean [L], log_precision [L, L]: mean of the logarithms
     of the levels and inverse of their covariance, shrunk by OAS (Chen et al. 2010, eq. 23) on the scale of the correlations.
     share: [L], what a level counts in the `size` of the errors. log_tests: [2, 2], mean and standard deviation of the
-    logarithms of `typicality` and `size`.
+    logarithms of `typicality` and `size`, each normal's by a fit without it.
     """
 
     mean: Array
@@ -57,6 +59,40 @@ def calibrate(levels: np.ndarray, kinds: int = 1) -> Calibration:
             "the score of training normals is not finite: its levels hold "
             f"{np.count_nonzero(~np.isfinite(levels))} values of {levels.size} that are no numbers"
         )
+    tests = _held_out(levels, kinds, _log_tests)
+    log_tests = jnp.asarray([tests.mean(axis=1), spread(tests.T)], jnp.float32)
+    return _fit(levels, kinds)._replace(log_tests=log_tests)
+
+
+def scores_of_normals(calibration: Calibration, levels: np.ndarray, combination: str, kinds: int = 1) -> np.ndarray:
+    """What the normals [L, N] that a calibration was fitted on would score, had it not seen them: [N].
+
+    Among themselves they look more typical than new normals do, the more so the more levels there are.
+    """
+
+    def score(others: Calibration, levels: Array) -> Array:
+        return COMBINATIONS[combination](others._replace(log_tests=calibration.log_tests), levels)
+
+    return _held_out(np.asarray(levels, np.float64), kinds, score)
+
+
+def _held_out(levels: np.ndarray, kinds: int, test: Callable[[Calibration, Array], Array]) -> np.ndarray:
+    """test(calibration, levels [L, N]) -> [..., N], each tenth of the normals by a calibration on the others.
+
+    Of fewer than MIN_HELD_OUT normals all are tested by one on all.
+    """
+    count, single = levels.shape[1], jnp.asarray(levels, jnp.float32)
+    if count < MIN_HELD_OUT:
+        return np.asarray(test(_fit(levels, kinds), single), np.float64)
+    folds = min(FOLDS, count)
+    place = np.arange(count) % folds
+    # All are tested each time, so that every call has the same shape.
+    found = np.stack([np.asarray(test(_fit(levels[:, place != i], kinds), single), np.float64) for i in range(folds)])
+    return np.moveaxis(found, 0, -1)[..., np.arange(count), place]
+
+
+def _fit(levels: np.ndarray, kinds: int) -> Calibration:
+    """A calibration whose log_tests are still to be found."""
     logs = np.log(np.maximum(levels, TINY)).T
     unit = spread(logs)
     from sklearn.covariance import oas  # here: the import takes longer than the fit
@@ -68,9 +104,7 @@ def calibrate(levels: np.ndarray, kinds: int = 1) -> Calibration:
     errors = np.arange(len(levels)) < len(levels) // kinds
     share = errors / (errors.sum() * np.where(mean > 0, mean, 1.0))
     fitted = (mean, spread(levels.T), logs.mean(axis=0), precision, share, np.array([[0.0] * 2, [1.0] * 2]))
-    calibration = Calibration(*(jnp.asarray(value, jnp.float32) for value in fitted))
-    tests = np.asarray(_log_tests(calibration, jnp.asarray(levels, jnp.float32)), np.float64)
-    return calibration._replace(log_tests=jnp.asarray([tests.mean(axis=1), spread(tests.T)], jnp.float32))
+    return Calibration(*(jnp.asarray(value, jnp.float32) for value in fitted))
 
 
 def spread(rows: np.ndarray) -> np.ndarray:

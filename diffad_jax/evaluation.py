@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from diffad_jax import compiler, memory
 from diffad_jax.assembly import System
-from diffad_jax.calibration import COMBINATIONS, Calibration, calibrate, per_datum, standardised_mean
+from diffad_jax.calibration import COMBINATIONS, Calibration, calibrate, per_datum, scores_of_normals, standardised_mean
 from diffad_jax.data.dataset import Rows
 from diffad_jax.errors import InputError
 from diffad_jax.memory import Memory
@@ -155,5 +154,5 @@ def fit_calibration(
     kinds: see `scores.Score`.
     """
     calibration = calibrate(levels, kinds)
-    scores = np.sort(COMBINATIONS[combination](calibration, jnp.asarray(levels, jnp.float32)))
+    scores = np.sort(scores_of_normals(calibration, levels, combination, kinds))
     return calibration, threshold(scores, quantile), scores
