@@ -18,6 +18,7 @@ from diffad_jax.process import expand
 TINY = 1e-12
 FOLDS = 10
 MIN_HELD_OUT = 4
+FILL = 512
 
 
 def per_datum(maps: Array) -> Array:
@@ -81,13 +82,18 @@ def _held_out(levels: np.ndarray, kinds: int, test: Callable[[Calibration, Array
 
     Of fewer than MIN_HELD_OUT normals all are tested by one on all.
     """
-    count, single = levels.shape[1], jnp.asarray(levels, jnp.float32)
+    count = levels.shape[1]
+    # All are tested each time, and filled up to one of few shapes, for each of which JAX compiles anew.
+    filled = jnp.asarray(levels[:, np.arange(-(-count // FILL) * FILL) % count], jnp.float32)
+
+    def tested(fitted_on: np.ndarray) -> np.ndarray:
+        return np.asarray(test(_fit(fitted_on, kinds), filled), np.float64)[..., :count]
+
     if count < MIN_HELD_OUT:
-        return np.asarray(test(_fit(levels, kinds), single), np.float64)
+        return tested(levels)
     folds = min(FOLDS, count)
     place = np.arange(count) % folds
-    # All are tested each time, so that every call has the same shape.
-    found = np.stack([np.asarray(test(_fit(levels[:, place != i], kinds), single), np.float64) for i in range(folds)])
+    found = np.stack([tested(levels[:, place != i]) for i in range(folds)])
     return np.moveaxis(found, 0, -1)[..., np.arange(count), place]
 
 
