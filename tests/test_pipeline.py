@@ -211,8 +211,8 @@ def test_rows_held_out_choose_the_model_and_are_not_trained_on(jpegs: Jpegs, tmp
     assert kept == {4, 6, min(losses, key=losses.__getitem__)}
     # The model that is loaded is the one that was calibrated.
     model = detector.load(tmp_path)
-    scores = np.sort(model.score(np.asarray(jpegs)[held_out]))
-    np.testing.assert_allclose(scores, model.statistics.normal_scores, rtol=1e-4, atol=1e-4)
+    scores = model.score(np.asarray(jpegs)[held_out])
+    np.testing.assert_allclose((scores.mean(), scores.std()), (0, 1), atol=1e-3)
 
 
 def test_the_held_out_loss_is_a_mean_over_whole_batches_with_the_same_noise_each_time() -> None:
