@@ -94,7 +94,7 @@ class Statistics:
     """What was learnt of the training normals besides the parameters: transform, judge, threshold and counts.
 
     judge: see `evaluation.Judge`.
-    normal_scores: [N], the scores of the normals that the judge was fitted on, sorted.
+    normal_scores: [N], the scores of the normals that the judge was fitted on, each by a fit without it, sorted.
     dataset: the name of the data set whose normals they were.
     """
 
