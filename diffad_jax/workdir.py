@@ -144,7 +144,8 @@ class Statistics:
         transform = Transform.from_arrays(groups["transform"])
         kind = Memory if "bank" in groups["calibration"] else Calibration
         if set(kind._fields) != groups["calibration"].keys():
-            raise useless(f"is damaged (it has {', '.join(groups['calibration'])} of {', '.join(kind._fields)})")
+            found, needed = ", ".join(groups["calibration"]), ", ".join(kind._fields)
+            raise useless(f"is damaged or of an earlier version (it has {found} of {needed})")
         return cls(
             transform,
             kind(**{k: jnp.asarray(v) for k, v in groups["calibration"].items()}),
