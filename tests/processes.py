@@ -60,4 +60,10 @@ def _main(module: str, arguments: tuple[str, ...], output: Path, devices: int) -
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        # Python's exit functions, in one of which JAX waits for the other processes of a run, are not called in a process
+        # of multiprocessing.
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()
