@@ -16,8 +16,8 @@ from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.process import expand
 
 TINY = 1e-12
-FOLDS = 10
-MIN_HELD_OUT = 4
+FOLDS = 10  # parts of the normals, each of which is judged by what was fitted on the others
+MIN_HELD_OUT = 4  # normals; of fewer none is held out
 FILL = 512
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffad_jax.calibration import TINY, spread
+from diffad_jax.calibration import FOLDS, TINY, spread
 from diffad_jax.errors import InputError
 
 PLACES = 32  # along a side, about
@@ -23,7 +23,6 @@ WINDOW = 4  # places along a window's side: an eighth of the picture
 BANK_ROWS = 2**20  # all windows of a thousand pictures; fewer find less (docs/pictures.md)
 CHUNK = 1024  # windows of the bank
 TILE = 2048  # and of pictures that are compared at once
-FOLDS = 10
 SHRINKAGE = 0.2
 TOP = 0.01
 MIN_NORMALS = 4

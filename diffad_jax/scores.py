@@ -52,8 +52,7 @@ def ssim(x: Array, y: Array, window: int = 7) -> Array:
     SSIM = (2 mu_x mu_y + c_1)(2 cov + c_2) / ((mu_x^2 + mu_y^2 + c_1)(var_x + var_y + c_2)) with c = (0.01 R)^2, (0.03 R)^2,
     R = 2 the range (Wang et al. 2004, eq. 13). The window shrinks at the border, and to the picture where that is smaller.
     """
-    if x.ndim != 4:
-        raise InputError(f"distance 'ssim' needs pictures [B, H, W, C], found shape {x.shape}")
+    _need_pictures(x, "distance 'ssim'")
     size = (1, min(window, x.shape[1]), min(window, x.shape[2]), 1)
 
     def local_mean(z: Array) -> Array:
@@ -75,8 +74,7 @@ def squared_steps(x: Array) -> tuple[Array, Array]:
 
     Raises InputError where x are no pictures.
     """
-    if x.ndim != 4:
-        raise InputError(f"gradients=True needs pictures [B, H, W, C], found shape {x.shape}")
+    _need_pictures(x, "gradients=True")
     down = jnp.pad(jnp.diff(x, axis=1), ((0, 0), (0, 1), (0, 0), (0, 0)))
     across = jnp.pad(jnp.diff(x, axis=2), ((0, 0), (0, 0), (0, 1), (0, 0)))
     return (down**2).mean(axis=-1), (across**2).mean(axis=-1)
@@ -92,13 +90,17 @@ def opponent_colours(x: Array) -> tuple[Array, ...]:
 
     Raises InputError where x are no pictures.
     """
-    if x.ndim != 4:
-        raise InputError(f"colours=True needs pictures [B, H, W, C], found shape {x.shape}")
+    _need_pictures(x, "colours=True")
     if x.shape[-1] != 3:
         return (x,)
     # "highest": accelerators otherwise round the factors of a product.
     turned = jnp.dot(x, OPPONENT_COLOURS.T.astype(x.dtype), precision="highest")
     return tuple(jnp.split(turned, 3, axis=-1))
+
+
+def _need_pictures(x: Array, what: str) -> None:
+    if x.ndim != 4:
+        raise InputError(f"{what} needs pictures [B, H, W, C], found shape {x.shape}")
 
 
 Distance = Callable[[Array, Array], Array]

@@ -105,7 +105,7 @@ def read_each(trained: detector.Trained, datasets: list[Dataset]) -> list[tuple[
     return found
 
 
-labelled_once = lru_cache(maxsize=1)(labelled)
+labelled_once = lru_cache(maxsize=1)(labelled)  # --data, which the runs of one folder share
 
 
 @lru_cache(maxsize=1)
