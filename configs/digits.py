@@ -5,8 +5,8 @@
 
 `configs/digits.py:3` makes class 3 the anomaly (default 0); `configs/digits.py:all` trains each of the ten settings.
 
-Cost on 2 CPU cores: about 2 minutes of training a setting and half a minute of scoring. Result: mean AUROC of the ten
-settings 91.43 % (76.76 for class 3 to 98.14 for class 7), see README.
+Cost on 2 CPU cores: half a minute of training a setting and 8 s of scoring. Result: mean AUROC of the ten settings 93.95 %
+(85.69 for class 1 to 99.25 for class 7), see README.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,8 @@ def get_config(anomalous_class: str = "0") -> ConfigDict:
     config.process = {"name": "log_linear", "noise_min": 0.05, "noise_max": 20.0}
     config.model = {"name": "UNet", "channels": 32, "channel_multipliers": (1, 2), "num_blocks": 1, "norm_groups": 8}
     config.denoiser = {"predicts": "edm", "sigma_data": 0.75}
-    config.loss = {"name": "weighted", "weighting": "edm"}
+    # Three quarters of the training around the levels of the score, see docs/pictures.md.
+    config.loss = {"name": "weighted", "weighting": "edm", "focus": (0.4, 0.53)}
     config.optimizer = {"learning_rate": 2e-3, "weight_decay": 0.01}
     config.training = {"num_steps": 1200, "batch_size": 32}
     config.sampler = {"name": "ddim"}

@@ -1,6 +1,6 @@
 """From a config to the pure functions of a run: process, network, loss, denoiser and score."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from diffad_jax import losses, parametrisation, process, samplers, scores
 from diffad_jax.build import build
+from diffad_jax.errors import InputError
 from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.noise import gaussian
 from diffad_jax.parametrisation import Denoise
@@ -112,11 +113,37 @@ def simple_loss(process: Process) -> Objective:
     return objective
 
 
-def weighted_loss(process: Process, sigma_data: float, weighting: str = "edm", gamma: float = 5.0) -> Objective:
-    """w(t) |x_0 error|^2, see `losses.weight`."""
+def focused(u: Array, low: float, high: float, share: float) -> Array:
+    """u uniform in [0, 1) -> `share` of it uniform in [low, high), the rest in [0, 1).
+
+    The inverse of the distribution function (1 - share) t + share clip((t - low) / (high - low), 0, 1), which is piecewise
+    linear and ascends, so that a stratified u remains so.
+    """
+    places = jnp.asarray([0.0, low, high, 1.0], u.dtype)
+    return jnp.interp(u, (1 - share) * places + share * jnp.asarray([0.0, 0.0, 1.0, 1.0], u.dtype), places)
+
+
+def weighted_loss(
+    process: Process,
+    sigma_data: float,
+    weighting: str = "edm",
+    gamma: float = 5.0,
+    focus: Sequence[float] = (0.0, 1.0),
+    focus_share: float = 0.75,
+) -> Objective:
+    """w(t) |x_0 error|^2, see `losses.weight`.
+
+    focus: the times [low, high) between which the share `focus_share` of the training happens, say those that the score asks
+    for; the rest is even over all times, which samples are drawn through. By default all times are alike.
+    Raises InputError unless 0 <= low < high <= 1.
+    Source: Karras et al. 2022, section 5, "loss weighting and sampling", where the levels are drawn from a log-normal.
+    """
+    if len(focus) != 2 or not focus[0] < focus[1]:
+        raise InputError(f"config.loss.focus: found {tuple(focus)}, allowed are two ascending times")
+    low, high = focus
 
     def objective(denoise: Denoise, x_0: Array, u: Array, eps: Array) -> Array:
-        t = grid_time(u)
+        t = grid_time(focused(u, low, high, focus_share))
         weights = losses.weight(process, t, weighting, gamma, sigma_data)
         return losses.weighted(denoise(diffuse(process, x_0, t, eps), t), x_0, weights)
 

@@ -55,6 +55,8 @@ RANGES = {
     "optimizer.weight_decay": Range(0),
     "optimizer.b2": BELOW_1,
     "loss.gamma": POSITIVE,
+    "loss.focus": SHARE,
+    "loss.focus_share": SHARE,
     "loss.num_steps": COUNT,
     "loss.bound_weight": Range(0),
     "sampler.eta": SHARE,
@@ -71,7 +73,7 @@ SECTIONS = (
     *("optimizer", "training", "sampler", "decoder", "score", "scoring"),
 )
 OPTIONAL_SECTIONS = ("data", "pipeline", "parallel", "mesh")
-LISTS = ("model.channel_multipliers", "score.times")
+LISTS = ("model.channel_multipliers", "loss.focus", "score.times")
 
 
 def check_sections(config: Mapping[str, Any], *needed: str) -> None:

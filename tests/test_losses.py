@@ -13,7 +13,7 @@ from analytic import PROCESSES, amplitudes, gaussian_denoise, marginal_variance,
 from jax import Array
 from numpy.testing import assert_allclose
 
-from diffad_jax import losses
+from diffad_jax import assembly, losses
 from diffad_jax.errors import InputError
 from diffad_jax.parametrisation import Prediction, make_denoise
 from diffad_jax.process import Process, chain, diffuse, linear_betas
@@ -113,6 +113,46 @@ def test_weighted_losses_are_their_definitions(name: str) -> None:
         for weighting, elements in definitions.items():
             assert_allclose(ours[weighting], elements.mean(axis=(1, 2)), rtol=1e-8, err_msg=weighting)
         assert_allclose(simple, definitions["eps"].mean(axis=(1, 2)), rtol=1e-8)
+
+
+def trained_times(**options: object) -> np.ndarray:
+    """The times at which `weighted_loss` asks the denoiser, for 10,000 evenly spaced u."""
+    asked: list[np.ndarray] = []
+
+    def denoise(x_t: Array, t: Array) -> Prediction:
+        asked.append(np.asarray(t))
+        return Prediction(x_t, x_t, None)
+
+    process, x_0 = PROCESSES["log_linear"], jnp.zeros((10_000, 1))
+    assembly.weighted_loss(process, 1.0, **options)(denoise, x_0, (jnp.arange(10_000) + 0.5) / 10_000, x_0)  # type: ignore[arg-type]
+    return asked[0]
+
+
+def test_training_happens_mostly_where_it_is_focused() -> None:
+    even = trained_times()
+    assert_allclose(even, trained_times(focus_share=0.0, focus=(0.4, 0.5)))
+    assert_allclose(np.histogram(even, bins=10, range=(0.0005, 1.0005))[0], 1000)
+    times = trained_times(focus=(0.4, 0.5), focus_share=0.75)
+    assert_allclose(np.histogram(times, bins=10, range=(0.0005, 1.0005))[0], [250] * 4 + [7750] + [250] * 5, atol=1)
+    assert_allclose(np.histogram(times, bins=10, range=(0.4005, 0.5005))[0], 775, atol=2)
+    # A stratified batch stays so: of any sixteen neighbours in u two to three are outside, on each side at their turn.
+    assert (np.diff(times) >= 0).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (0.0, 0.3), (0.3, 1.0)])
+def test_a_focus_may_reach_the_ends_of_time(ends: tuple[float, float], share: float) -> None:
+    times = trained_times(focus=ends, focus_share=share)
+    low, high = ends
+    assert times.min() > 0 and times.max() <= 1
+    inside = ((times > low) & (times <= high)).mean()
+    assert_allclose(inside, share + (1 - share) * (high - low), atol=2e-3)
+
+
+@pytest.mark.parametrize("focus", [(0.5, 0.5), (0.6, 0.4), (0.5,), (0.1, 0.2, 0.3)])
+def test_a_focus_is_two_ascending_times(focus: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="config.loss.focus: found .* allowed are two ascending times"):
+        assembly.weighted_loss(PROCESSES["log_linear"], 1.0, focus=focus)
 
 
 def test_bad_weighting_raises() -> None:
