@@ -135,7 +135,7 @@ def test_training_happens_mostly_where_it_is_focused() -> None:
     times = trained_times(focus=(0.4, 0.5), focus_share=0.75)
     assert_allclose(np.histogram(times, bins=10, range=(0.0005, 1.0005))[0], [250] * 4 + [7750] + [250] * 5, atol=1)
     assert_allclose(np.histogram(times, bins=10, range=(0.4005, 0.5005))[0], 775, atol=2)
-    # A stratified batch stays so: of any sixteen neighbours in u two to three are outside, on each side at their turn.
+    # u ascends and so do the times: a stratified batch stays stratified.
     assert (np.diff(times) >= 0).all()
 
 
