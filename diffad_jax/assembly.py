@@ -128,22 +128,21 @@ def weighted_loss(
     sigma_data: float,
     weighting: str = "edm",
     gamma: float = 5.0,
-    focus: Sequence[float] = (0.0, 1.0),
+    focus: Sequence[float] | None = None,
     focus_share: float = 0.75,
 ) -> Objective:
     """w(t) |x_0 error|^2, see `losses.weight`.
 
     focus: the times [low, high) between which the share `focus_share` of the training happens, say those that the score asks
-    for; the rest is even over all times, which samples are drawn through. By default all times are alike.
-    Raises InputError unless 0 <= low < high <= 1.
+    for; the rest is even over all times, which samples are drawn through. By default all of it is.
+    Raises InputError unless focus are two ascending times (`ranges` keeps a config's in [0, 1]).
     Source: Karras et al. 2022, section 5, "loss weighting and sampling", where the levels are drawn from a log-normal.
     """
-    if len(focus) != 2 or not focus[0] < focus[1]:
+    if focus is not None and (len(focus) != 2 or not focus[0] < focus[1]):
         raise InputError(f"config.loss.focus: found {tuple(focus)}, allowed are two ascending times")
-    low, high = focus
 
     def objective(denoise: Denoise, x_0: Array, u: Array, eps: Array) -> Array:
-        t = grid_time(focused(u, low, high, focus_share))
+        t = grid_time(u if focus is None else focused(u, focus[0], focus[1], focus_share))
         weights = losses.weight(process, t, weighting, gamma, sigma_data)
         return losses.weighted(denoise(diffuse(process, x_0, t, eps), t), x_0, weights)
 
