@@ -4,7 +4,7 @@
     python -m experiments.train --config configs/cifar10_dit.py:each --config.data.path=FILE.npz --workdir runs/cifar10
     python -m experiments.evaluate --workdir runs/cifar10
 
-The argument is that of `pictures.of_classes`: a class of the set that `experiments.prepare --dataset cifar10
+The argument is that of `_pictures.of_classes`: a class of the set that `experiments.prepare --dataset cifar10
 --data_dir data/tfds` leaves, "anomalous:CLASS", or "each" with an `.npz`.
 
 2 CPU cores, 1,000 training and 3,000 test pictures: 29 to 39 s of training and 17 to 26 s of scoring a class; mean AUROC of
@@ -13,11 +13,11 @@ the ten 67.09 (IForest 60.09), see docs/pictures.md.
 
 from ml_collections import ConfigDict
 
-from configs import pictures
+from configs import _pictures
 
 
 def get_config(setting: str = "airplane") -> ConfigDict:
-    config = pictures.of_classes("cifar10", setting)
+    config = _pictures.of_classes("cifar10", setting)
     config.pipeline.flip = True
     config.model = {"name": "DiT", "patch_size": 4, "width": 128, "depth": 4, "num_heads": 4}
     config.optimizer.learning_rate = 1e-3

@@ -12,7 +12,7 @@ Hardware: an accelerator with bfloat16; with few steps S/16 trains on a CPU. Cos
 
 from ml_collections import ConfigDict
 
-from configs import pictures
+from configs import _pictures
 from diffad_jax.models.dit import SIZES
 
 
@@ -20,7 +20,7 @@ def get_config(network: str = "B/16") -> ConfigDict:
     size, _, patch_size = network.partition("/")
     if size not in SIZES or not patch_size.isdecimal():
         raise ValueError(f"found {network!r}, allowed are {', '.join(f'{known}/16' for known in SIZES)}")
-    config = pictures.get_config()
+    config = _pictures.get_config()
     config.data = {"name": "class_folders", "path": "data/imagenet", "size": 224, "normal_class": "", "seed": 1}
     config.pipeline.flip = True
     config.model = {

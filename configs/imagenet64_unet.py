@@ -13,11 +13,11 @@ Hardware: an accelerator with bfloat16. Cost and result: not run.
 
 from ml_collections import ConfigDict
 
-from configs import pictures
+from configs import _pictures
 
 
 def get_config() -> ConfigDict:
-    config = pictures.get_config()
+    config = _pictures.get_config()
     config.data = {"name": "class_folders", "path": "data/imagenet", "size": 64, "normal_class": "", "seed": 1}
     config.pipeline.flip = True
     config.model = {

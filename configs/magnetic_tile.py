@@ -9,11 +9,11 @@ pixel AUROC 80.72, AUPRO 52.13; what was chosen on the test data is told in docs
 
 from ml_collections import ConfigDict
 
-from configs import pictures
+from configs import _pictures
 
 
 def get_config() -> ConfigDict:
-    config = pictures.get_config()
+    config = _pictures.get_config()
     config.data = {"name": "mvtec", "path": "data/magnetic_tile", "size": 128}
     config.transform = {"name": "contrast"}
     config.pipeline.update({"flip": True, "crop": 64})

@@ -11,11 +11,11 @@ FOLDER holds `<corruption>.npz` files of X uint8 [n, 28, 28] and y (1 = corrupte
 
 from ml_collections import ConfigDict
 
-from configs import pictures
+from configs import _pictures
 
 
 def get_config(source: str = "npz") -> ConfigDict:
-    config = pictures.get_config()
+    config = _pictures.get_config()
     config.data = {"name": "mnist_c", "path": "data/mnist_c"}
     if source == "tfds":
         config.data = {"name": "tfds_corrupted", "data_dir": "data/tfds", "corruptions": ("shear", "shot_noise")}

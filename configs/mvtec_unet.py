@@ -12,11 +12,11 @@ Hardware: an accelerator with bfloat16. Cost and result at this size: not run.
 
 from ml_collections import ConfigDict
 
-from configs import pictures
+from configs import _pictures
 
 
 def get_config() -> ConfigDict:
-    config = pictures.get_config()
+    config = _pictures.get_config()
     config.data = {"name": "mvtec", "path": "data/mvtec/hazelnut", "size": 256}
     config.transform = {"name": "contrast"}
     config.pipeline.update({"flip": True, "crop": 128})

@@ -26,7 +26,8 @@ def build(key: str, choices: Mapping[str, Callable[..., Any]], spec: Mapping[str
 
     given: arguments that the program supplies; those that the choice does not take are left out.
     Raises InputError naming the config key (`key.name`, `key.argument`) on an unknown name or argument, a missing one, or a
-    value that does not fit an annotation of int, float, bool, str, None, unions and sequences of these.
+    value that does not fit an annotation of int, float, bool, str, None, unions and sequences of these. Where a list of words
+    is allowed, "a,b" is ("a", "b"), as flags have it.
     """
     if "name" not in spec:
         raise InputError(f"config.{key}: has no `name`; {nearest('', choices)}")
@@ -35,7 +36,7 @@ def build(key: str, choices: Mapping[str, Callable[..., Any]], spec: Mapping[str
         raise InputError(f"config.{key}.name: found {name!r}; {nearest(str(name), choices)}")
     target = choices[name]
     parameters = inspect.signature(target).parameters
-    arguments = {k: plain(v) for k, v in spec.items() if k != "name"}
+    arguments = {k: _listed(parameters.get(k), plain(v)) for k, v in spec.items() if k != "name"}
     settable = [p for p in parameters if p not in given and p not in ("parent", "name")]
     for argument in arguments:
         if argument not in settable:
@@ -54,6 +55,17 @@ def build(key: str, choices: Mapping[str, Callable[..., Any]], spec: Mapping[str
         if parameter.default is parameter.empty and argument not in arguments and argument in settable:
             raise InputError(f"config.{key}.{argument}: {name} needs it")
     return target(**arguments)
+
+
+def _listed(parameter: inspect.Parameter | None, value: Any) -> Any:
+    """The words of a value that holds some joined by commas, where a list of words may stand; any other value as it is."""
+    kind = parameter.annotation if parameter else None
+    if Sequence[str] not in (kind, *get_args(kind)):
+        return value
+    parts = (value,) if isinstance(value, str) else value
+    if not isinstance(parts, tuple) or not all(isinstance(part, str) for part in parts):
+        return value
+    return tuple(word.strip() for part in parts for word in part.split(",") if word.strip())
 
 
 def _fits(kind: Any, value: Any) -> bool:

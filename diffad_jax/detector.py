@@ -44,6 +44,12 @@ class Trained(NamedTuple):
             f"config.data: the run was trained on {self.statistics.dataset}; found {', '.join(d.name for d in datasets)}"
         )
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether the score comes as a map of the picture's pixels, rather than as one number."""
+        x_0, denoise = jnp.zeros((1, *self.statistics.transform.shape)), self.system.denoise(self.params)
+        return jax.eval_shape(partial(self.system.score.maps, denoise), x_0, jax.random.key(0)).ndim == 4
+
     def score(self, raw: Rows) -> np.ndarray:
         """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so."""
         return make_scorer(*self._reads_with())(self.statistics.transform.view(raw))

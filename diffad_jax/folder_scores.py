@@ -42,13 +42,18 @@ def score_folder(
 ) -> Counts:
     """Scores the pictures `files` below `root` in batches, in bounded memory, and leaves alone what `out` holds already.
 
+    out/run.json: of which run and folder the scores are, and no other's may come there.
     out/scores.csv: path relative to root; score; probability, see `probability`; label, 1 where the score is above the
     threshold of the training normals. With heat_maps out/heat_maps/<path>.png, see `colours`, as large as the model sees
     pictures. out/unreadable.csv: path and cause of what could not be read this time; the next call tries it again.
-    Raises InputError on a run that has not learnt pictures, or whose score has no maps where they are asked for, and with
-    on_error "fail" (rather than "skip") on the first unreadable file, when all before it is on disk.
+    Raises InputError, before anything is written, on a run that has not learnt pictures, or whose score has no maps where
+    they are asked for, and where `out` holds another's scores or lies in the folder; and with on_error "fail" (rather than
+    "skip") on the first unreadable file, when all before it is on disk.
     """
     check_pictures(trained.config, trained.statistics)
+    if heat_maps and not trained.has_maps:
+        raise InputError(f"heat maps: the run's score {trained.config.score.name!r} has none, it is one number")
+    _claim(out, trained, root)
     names = {file: os.path.relpath(file, root) for file in files}
     table = ScoreTable(out / "scores.csv")
     before = len(table.labels)
@@ -63,8 +68,6 @@ def score_folder(
     done = 0
     with tqdm(total=len(files), initial=len(files) - len(pending), unit="picture", smoothing=0, disable=None) as bar:
         for scores, maps in readings:
-            if heat_maps and maps.ndim != 3:
-                raise InputError(f"heat maps: the run's score {trained.config.score.name!r} has none, it is one number")
             batch = pending[done : done + len(scores)]
             done += len(batch)
             good = np.array([file not in pictures.faults for file in batch])
@@ -178,13 +181,11 @@ class ScoreTable:
         self.labels |= {row[0]: row[3] for row in new}
 
 
-def claim_output(out: Path, trained: Trained, root: Path) -> None:
+def _claim(out: Path, trained: Trained, root: Path) -> None:
     """Makes `out` the place for the scores of one run and one folder; run.json tells which, by a hash and a path.
 
-    Raises InputError on a run that has not learnt pictures, and where `out` holds another's, or lies in the folder, whose
-    pictures its heat maps would then be.
+    Raises InputError where `out` holds another's, or lies in the folder, whose pictures its heat maps would then be.
     """
-    check_pictures(trained.config, trained.statistics)
     root = root.resolve()
     if out.resolve().is_relative_to(root):
         raise InputError(f"{out}: lies in the folder of pictures {root}, choose another directory of scores")

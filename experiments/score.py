@@ -15,7 +15,7 @@ from absl import flags
 from diffad_jax import detector
 from diffad_jax.data.folders import picture_folder
 from diffad_jax.data.pictures import ON_ERROR
-from diffad_jax.folder_scores import claim_output, score_folder
+from diffad_jax.folder_scores import score_folder
 from experiments import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
@@ -28,7 +28,6 @@ FAULTS = flags.DEFINE_enum("on_error", "skip", ON_ERROR, "What to do about pictu
 def main(_: list[str]) -> None:
     root, out = Path(INPUT.value), Path(OUT.value)
     trained, files = detector.load(Path(WORKDIR.value)), picture_folder(root)
-    claim_output(out, trained, root)
     counts = score_folder(trained, root, files, out, HEAT_MAPS.value, FAULTS.value)
     print(f"scored: {counts.scored} pictures, {counts.new} of them now: {out / 'scores.csv'}")
     print(f"anomalous by the threshold of the normals, {trained.statistics.threshold:.6g}: {counts.anomalous}")

@@ -244,11 +244,15 @@ def test_mvtec_pairs_pictures_labels_groups_and_masks(tmp_path: Path, warnings: 
 def test_mvtec_categories_and_faults_of_the_layout(tmp_path: Path) -> None:
     for name in ("nut", "tile"):
         make_mvtec(tmp_path / name, ".bmp")
-    both = load({"name": "mvtec", "path": str(tmp_path), "size": 8})
-    assert [data.name for data in both] == ["nut", "tile"]
-    assert [data.name for data in load({"name": "mvtec", "path": str(tmp_path), "size": 8, "categories": "nut"})] == [
-        "nut"
-    ]
+
+    def names(**choice: Any) -> list[str]:
+        return [data.name for data in load({"name": "mvtec", "path": str(tmp_path), "size": 8, **choice})]
+
+    assert names() == ["nut", "tile"] and names(categories="nut") == ["nut"]
+    # As flags have lists, also where the config holds a list already.
+    assert names(categories="tile, nut") == names(categories=("tile,nut",)) == names(categories=["tile", "nut"])
+    with pytest.raises(InputError, match=r"config.data.categories: found \(1,\)"):
+        names(categories=(1,))
     with pytest.raises(InputError, match="categories: found bolt; .* holds nut, tile"):
         mvtec(tmp_path, 8, categories=["bolt"])
     with pytest.raises(InputError, match="neither it nor its sub-folders hold train/good"):

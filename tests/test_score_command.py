@@ -21,7 +21,8 @@ from diffad_jax.data.folders import labelled_folder, picture_folder
 from diffad_jax.data.loading import load
 from diffad_jax.data.pictures import read_picture
 from diffad_jax.errors import InputError
-from diffad_jax.folder_scores import Counts, Tolerant, claim_output, colours, probability, score_folder
+from diffad_jax.folder_scores import Counts, Tolerant, colours, probability, score_folder
+from diffad_jax.scores import Score
 from diffad_jax.workdir import Statistics
 
 SIZE = 8
@@ -247,12 +248,17 @@ def test_runs_that_have_learnt_something_else_are_refused(workdir: Path, photos:
     digits = trained._replace(config=tiny.get_config())
     with pytest.raises(InputError, match="values from 0 to 16, those of picture files are 0 to 255"):
         score_folder(digits, photos, [photos / "0.png"], tmp_path)
-    with pytest.raises(InputError, match="values from 0 to 16"):
-        claim_output(tmp_path / "out", digits, photos)
+    blind = Score(lambda *arguments: trained.system.score.maps(*arguments).mean((2, 3)), 1)
+    assert trained.has_maps
+    with pytest.raises(InputError, match="heat maps: the run's score .* has none"):
+        system = trained.system._replace(score=blind)
+        score_folder(trained._replace(system=system), photos, [photos / "0.png"], tmp_path, heat_maps=True)
     statistics = Statistics.load(workdir)
     statistics.transform = statistics.transform._replace(shape=(5,))
     with pytest.raises(InputError, match="shape \\(5,\\)"):
         score_folder(trained._replace(statistics=statistics), photos, [photos / "0.png"], tmp_path)
+    with pytest.raises(InputError, match="data is a list, allowed are NumPy arrays"):
+        trained.score([1.0])  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 

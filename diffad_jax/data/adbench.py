@@ -79,9 +79,7 @@ def _locate(path: Path, name: str | None, base_url: str) -> Path:
         root, name = root.parent, f"{root.name}/{name}"
     known = [key for key in blobs if f"/{key}".endswith(f"/{name}.npz")]
     if not known:
-        raise InputError(
-            f"{root}: holds no set {name!r}, and ADBench has none of that name; several are given as ('one', 'another')"
-        )
+        raise InputError(f"{root}: holds no set {name!r}, and ADBench has none of that name")
     key = _only(known, name)
     _fetch(f"{base_url}/{urllib.parse.quote(key)}", root / key, blobs[key])
     return root / key

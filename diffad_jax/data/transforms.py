@@ -212,6 +212,8 @@ def _moments(x: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 def check(x: Rows, shape: tuple[int, ...]) -> None:
     """Raises InputError unless x is [n, *shape] of finite numbers."""
+    if not isinstance(getattr(x, "dtype", None), np.dtype):
+        raise InputError(f"transform: data is a {type(x).__name__}, allowed are NumPy arrays, see numpy.asarray")
     if x.dtype.kind not in "fiub" or len(x.shape) == 0 or x.shape[1:] != shape:
         expected = ", ".join(map(str, ("n", *shape)))
         raise InputError(f"transform: data is {x.dtype} {x.shape}, allowed are numbers [{expected}]")
