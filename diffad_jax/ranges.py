@@ -25,14 +25,15 @@ class Range(NamedTuple):
         return f"numbers {low}{high}"
 
 
-COUNT, POSITIVE, SHARE, TIME = Range(1), Range(0, without=(0,)), Range(0, 1), Range(0, 1, without=(0,))
+COUNT, FROM_0, POSITIVE = Range(1), Range(0), Range(0, without=(0,))
+SHARE, TIME = Range(0, 1), Range(0, 1, without=(0,))
 BELOW_1 = Range(0, 1, without=(1,))
 RANGES = {
     "seed": Range(0, 2**32 - 1),
     "process.num_steps": COUNT,
     "process.beta_min": Range(0, 1, without=(0, 1)),
     "process.beta_max": Range(0, 1, without=(0, 1)),
-    "process.offset": Range(0),
+    "process.offset": FROM_0,
     "process.noise_min": POSITIVE,
     "process.noise_max": POSITIVE,
     "model.width": COUNT,
@@ -49,24 +50,36 @@ RANGES = {
     "denoiser.sigma_data": POSITIVE,
     "denoiser.clip": POSITIVE,
     "decoder.levels": Range(2),
-    "optimizer.learning_rate": Range(0),
+    "optimizer.learning_rate": FROM_0,
     "optimizer.clip_norm": POSITIVE,
     "optimizer.warmup": SHARE,
-    "optimizer.weight_decay": Range(0),
+    "optimizer.weight_decay": FROM_0,
     "optimizer.b2": BELOW_1,
     "loss.gamma": POSITIVE,
     "loss.focus": SHARE,
     "loss.focus_share": SHARE,
     "loss.num_steps": COUNT,
-    "loss.bound_weight": Range(0),
+    "loss.bound_weight": FROM_0,
     "sampler.eta": SHARE,
+    "training.num_steps": COUNT,
+    "training.batch_size": COUNT,
+    "training.steps_per_dispatch": COUNT,
     "training.ema_decay": SHARE,
+    "training.accumulate": COUNT,
+    "training.log_every": COUNT,
+    "training.checkpoint_every": COUNT,
+    "training.validation_rows": FROM_0,
+    "pipeline.workers": FROM_0,
+    "pipeline.threads": COUNT,
+    "pipeline.crop": FROM_0,
     "score.times": TIME,
     "score.num_steps": COUNT,
     "score.num_draws": COUNT,
+    "scoring.batch_size": COUNT,
     "scoring.calibration_rows": Range(2),
-    "scoring.smoothing": Range(0),
+    "scoring.smoothing": FROM_0,
     "scoring.picture_time": TIME,
+    "scoring.picture_steps": COUNT,
 }
 SECTIONS = (
     *("seed", "transform", "process", "model", "denoiser", "loss"),

@@ -82,7 +82,6 @@ def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable
     check_ranges(config)
     system = assemble(config, shape)
     training: Training = build("training", {"Training": Training}, {"name": "Training", **config.training})
-    _check_counts("training", training, may_be_0=("validation_rows",))
     if training.keep not in ("last", "best"):
         raise InputError(f"config.training.keep: found {training.keep!r}, allowed are 'last' and 'best'")
     if training.keep == "best" and not training.validation_rows:
@@ -217,7 +216,6 @@ def _hold_out(count: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
 def scoring_of(config: ConfigDict) -> Scoring:
     """config.scoring, checked."""
     scoring: Scoring = build("scoring", {"Scoring": Scoring}, {"name": "Scoring", **config.scoring})
-    _check_counts("scoring", scoring)
     if scoring.combination not in (known := [*COMBINATIONS, MEMORY]):
         raise InputError(
             f"config.scoring.combination: found {scoring.combination!r}; {nearest(scoring.combination, known)}"
@@ -228,7 +226,6 @@ def scoring_of(config: ConfigDict) -> Scoring:
 def pipeline_of(config: ConfigDict, shape: tuple[int, ...]) -> Pipeline:
     """config.pipeline, checked against the shape of one datum; the defaults where the config has none."""
     pipeline: Pipeline = build("pipeline", {"Pipeline": Pipeline}, {"name": "Pipeline", **config.get("pipeline", {})})
-    _check_counts("pipeline", pipeline, may_be_0=("workers", "crop"))
     if (pipeline.flip or pipeline.crop) and len(shape) != 3:
         raise InputError(f"config.pipeline: flip and crop need pictures [H, W, C], found data of shape {shape}")
     if pipeline.crop > min(shape[:2]):
@@ -258,10 +255,3 @@ def parallel_of(config: ConfigDict, training: Training) -> Parallel:
             f"the {training.batch_size // mesh.size} rows of each of {mesh.size} devices"
         )
     return by_pmap(mesh)
-
-
-def _check_counts(key: str, settings: Training | Scoring | Pipeline, may_be_0: tuple[str, ...] = ()) -> None:
-    for name, value in settings._asdict().items():
-        least = 0 if name in may_be_0 else 1
-        if type(value) is int and value < least:
-            raise InputError(f"config.{key}.{name}: found {value}, allowed is {least} or more")

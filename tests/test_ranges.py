@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
 from diffad_jax import assembly, runs, training, workdir
 from diffad_jax.calibration import calibrate
@@ -32,6 +33,10 @@ from diffad_jax.ranges import RANGES
         ("training.ema_decay", 1.5, "config.training.ema_decay: found 1.5, allowed are numbers from 0 up to 1"),
         ("training.ema_decay", float("nan"), "config.training.ema_decay: found nan"),
         ("training.validation_rows", 1, "config.training.validation_rows: found 1, allowed are 0 and 2 or more"),
+        ("training.batch_size", 0, "config.training.batch_size: found 0, allowed are numbers from 1"),
+        ("training.batch_size", 2.5, "config.training.batch_size: found 2.5, allowed is a whole number"),
+        ("pipeline.workers", -1, "config.pipeline.workers: found -1, allowed are numbers from 0"),
+        ("pipeline.threads", 0, "config.pipeline.threads: found 0, allowed are numbers from 1"),
         ("optimizer.clip_norm", True, "config.optimizer.clip_norm: found True"),
         ("optimizer.learning_rate", float("inf"), "config.optimizer.learning_rate: found inf"),
         ("optimizer.b2", 1.0, "config.optimizer.b2: found 1.0, allowed are numbers from 0 below 1"),
@@ -53,7 +58,9 @@ def test_a_number_out_of_range_is_refused_before_anything_is_written(
 ) -> None:
     config = tiny.get_config()
     section, _, name = key.rpartition(".")
-    part = config[section] if section else config
+    part = config.get(section, ConfigDict()) if section else config
+    if section:
+        config[section] = part
     with part.unlocked(), part.ignore_type():
         part[name] = value
     with pytest.raises(InputError, match=message):
@@ -84,7 +91,7 @@ def test_a_memory_of_too_few_normals_is_refused_before_training(tmp_path: Path) 
 def test_ranges_name_settings_that_there_are() -> None:
     takers = [*assembly.PROCESSES.values(), *assembly.MODELS.values(), *assembly.DECODERS.values()]
     takers += [*assembly.SAMPLERS.values(), assembly.weighted_loss, assembly.hybrid_loss]
-    takers += [*assembly.SCORES.values(), training.make_optimizer, runs.Training, runs.Scoring]
+    takers += [*assembly.SCORES.values(), training.make_optimizer, runs.Training, runs.Scoring, runs.Pipeline]
     settings = {name for taker in takers for name in taker.__annotations__} | {"seed", "sigma_data", "clip"}
     assert {path.rpartition(".")[2] for path in RANGES} <= settings
 
