@@ -1,6 +1,7 @@
 """From a config to the pure functions of a run: process, network, loss, denoiser and score."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -48,6 +49,8 @@ class System(NamedTuple):
     init: Callable[[Array], Params]
     """key -> parameters."""
     loss: Loss
+    held_out_loss: Loss
+    """The loss without dropout."""
     denoise: Callable[[Params], Denoise]
     sampler: samplers.Sampler
     score: scores.Score
@@ -70,26 +73,27 @@ def assemble(config: ConfigDict, shape: tuple[int, ...]) -> System:
     if crop and shape[:2] != (crop, crop):
         score, shape = patchwise(score, crop, (shape[0], shape[1])), (crop, crop, *shape[2:])
 
-    def denoiser(params: Params, **apply: Any) -> Denoise:
+    def denoiser(params: Params, clip: bool = True, **apply: Any) -> Denoise:
         def network(x: Array, t: Array) -> Array:
             return cast(Array, model.apply(params, x, t, **apply))
 
-        spec = {"name": "make_denoise", **config.denoiser}
+        spec = {"name": "make_denoise", **config.denoiser} | ({} if clip else {"clip": None})
         return build("denoiser", {"make_denoise": parametrisation.make_denoise}, spec, process=chain, network=network)
 
     make_loss: Choices = {"simple": simple_loss, "weighted": weighted_loss, "hybrid": hybrid_loss, "bound": bound_loss}
     sigma_data = config.denoiser.get("sigma_data", 1.0)
     objective = build("loss", make_loss, config.loss, process=chain, decoder=decoder, sigma_data=sigma_data)
 
-    def loss(params: Params, x_0: Array, u: Array, keys: Array) -> Array:
+    def loss(params: Params, x_0: Array, u: Array, keys: Array, train: bool = True) -> Array:
         split = jax.vmap(jax.random.split)(keys)
-        denoise = denoiser(params, train=True, rngs={"dropout": split[0, 1]})
+        # Where a prediction is clipped, no gradient would reach the network.
+        denoise = denoiser(params, clip=False, train=train, rngs={"dropout": split[0, 1]})
         return objective(denoise, x_0, u, gaussian(split[:, 0], x_0))
 
     def init(key: Array) -> Params:
         return model.init(key, jnp.zeros((1, *shape)), jnp.ones(1))
 
-    return System(chain, init, loss, denoiser, sampler, score, shape)
+    return System(chain, init, loss, partial(loss, train=False), denoiser, sampler, score, shape)
 
 
 # --- objectives: (denoise, x_0 [B, ...], u [B], eps like x_0) -> [B] --------------------------------------------------

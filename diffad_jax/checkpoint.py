@@ -96,8 +96,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
         steps = sorted(self._manager.all_steps(), reverse=True)
         order = sorted(steps, key=lambda step: step != self._manager.best_step()) if best else steps
-        damaged = []
+        damaged: list[int] = []
         for step in order:
+            state, reason = None, "another process cannot"
             try:
                 self._check_shapes(step, like)
                 state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
@@ -106,11 +107,13 @@ class Checkpoints:
             except Exception as error:  # Orbax raises many kinds for damaged files.
                 if distributed.of_another(error):
                     raise
-                logging.warning("checkpoint %s/%d cannot be read (%s)", self.directory, step, _reason(error))
-                damaged.append(step)
-            else:
+                reason = _reason(error)
+            # Each process reads the parts that its devices hold, and all must go on from one step.
+            if distributed.everywhere(state is not None):
                 self._damaged = [bad for bad in damaged if bad > step]
                 return state
+            logging.warning("checkpoint %s/%d cannot be read (%s)", self.directory, step, reason)
+            damaged.append(step)
         if steps:
             raise InputError(f"{self.directory}: no checkpoint can be read (steps {steps}); remove it to start again")
         return None

@@ -1,9 +1,9 @@
 """A trained detector, read from the work directory of its run: scores, heat maps, samples, explanations."""
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,9 @@ from diffad_jax.training import Params
 from diffad_jax.workdir import Statistics, load_config
 
 
-class Trained(NamedTuple):
-    """A finished run, ready to score raw data of the shape that it was trained on."""
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A finished run, ready to score raw data of the shape that it was trained on. What it compiles it compiles once."""
 
     config: ConfigDict
     system: System
@@ -36,9 +37,13 @@ class Trained(NamedTuple):
     statistics: Statistics
 
     def trained_on(self, datasets: Sequence[Dataset]) -> Dataset:
-        """The one of these data sets whose normals the run has learnt, by its name; raises InputError where it is missing."""
+        """The one of these data sets whose normals the run has learnt, by its name.
+
+        Raises InputError where it is missing, or has other training rows now.
+        """
         for dataset in datasets:
             if dataset.name == self.statistics.dataset:
+                self.statistics.check_trained_on(dataset, "config.data: the run")
                 return dataset
         raise InputError(
             f"config.data: the run was trained on {self.statistics.dataset}; found {', '.join(d.name for d in datasets)}"
@@ -52,7 +57,7 @@ class Trained(NamedTuple):
 
     def score(self, raw: Rows) -> np.ndarray:
         """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so."""
-        return make_scorer(*self._reads_with())(self.statistics.transform.view(raw))
+        return self._scorer(self.statistics.transform.view(raw))
 
     def read(self, raw: Rows) -> Iterator[Reading]:
         """Scores and smoothed heat maps of raw pictures [N, H, W, C], batch after batch, in bounded memory.
@@ -60,11 +65,18 @@ class Trained(NamedTuple):
         Where the score has no map, the maps are [B].
         """
         settings = scoring_of(self.config)
-        reader = make_reader(*self._reads_with())
-        for scores, maps in reader(self.statistics.transform.view(raw)):
+        for scores, maps in self._reader(self.statistics.transform.view(raw)):
             if settings.smoothing and maps.ndim == 3:
                 maps = gaussian_filter(maps, settings.smoothing, axes=(1, 2))
             yield Reading(scores, maps)
+
+    @cached_property
+    def _scorer(self) -> Callable[[Rows], np.ndarray]:
+        return make_scorer(*self._reads_with())
+
+    @cached_property
+    def _reader(self) -> Callable[[Rows], Iterator[Reading]]:
+        return make_reader(*self._reads_with())
 
     def _reads_with(self) -> tuple[System, Params, Judge, str, int, int]:
         settings = scoring_of(self.config)
@@ -85,8 +97,11 @@ class Trained(NamedTuple):
     def sample(self, count: int, num_steps: int = 50, seed: int = 0) -> np.ndarray:
         """Draws `count` new normals from the model, in model range, with config.sampler over num_steps even steps.
 
-        They are patches where the model has learnt those (config.pipeline.crop).
+        They are patches where the model has learnt those (config.pipeline.crop). Raises InputError on counts below 1.
         """
+        for name, value in (("count", count), ("num_steps", num_steps)):
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise InputError(f"{name}: found {value!r}, allowed are whole numbers from 1")
         key = jax.random.key(seed)
         keys = keys_for(key, jnp.arange(count))
 
@@ -102,32 +117,39 @@ class Trained(NamedTuple):
 
         The heat map is the squared error of the reconstruction where the score has no map.
         """
+        x_0 = self.statistics.transform.apply(raw)
+        found = self._reconstructed(self.params, x_0)
+        x_t, x = np.split(np.moveaxis(np.asarray(found), 0, -1), 2, axis=-1)
+        heat = np.concatenate([reading.maps for reading in self.read(raw)])
+        return x_0, x_t, x, heat if heat.ndim == 3 else ((x - x_0) ** 2).mean(axis=-1)
+
+    @cached_property
+    def _reconstructed(self) -> Callable[[Params, np.ndarray], Array]:
+        """(params, x_0 [K, H, W, C]) -> x_t and the reconstruction, side by side in the leading axis: [2 C, K, H, W]."""
         settings, key = scoring_of(self.config), jax.random.key(self.config.seed)
         system = self.system
 
-        def reconstructed(params: Params, x_0: Array) -> Array:
-            """x_t and the reconstruction, side by side in the leading axis: [2 C, K, H, W]."""
+        def of_patches(params: Params, x_0: Array) -> Array:
             t = jnp.asarray(settings.picture_time, x_0.dtype)
             pair = reconstruct(
                 system.process, system.sampler, system.denoise(params), x_0, t, settings.picture_steps, key
             )
             return jnp.moveaxis(jnp.concatenate(pair, axis=-1), -1, 0)
 
-        x_0 = self.statistics.transform.apply(raw)
-        read = partial(reconstructed, self.params)
-        if system.shape != x_0.shape[1:]:
-            read = partial(over_patches, read, size=system.shape[0])
-        found = compiler.jit(read)(x_0)
-        x_t, x = np.split(np.moveaxis(np.asarray(found), 0, -1), 2, axis=-1)
-        heat = np.concatenate([reading.maps for reading in self.read(raw)])
-        return x_0, x_t, x, heat if heat.ndim == 3 else ((x - x_0) ** 2).mean(axis=-1)
+        def whole(params: Params, x_0: Array) -> Array:
+            read = partial(of_patches, params)
+            return read(x_0) if system.shape == x_0.shape[1:] else over_patches(read, x_0, size=system.shape[0])
+
+        return compiler.jit(whole)
 
 
-def load(workdir: Path) -> Trained:
+def load(workdir: str | Path) -> Trained:
     """Reads a finished run from its work directory alone: config, statistics and the averaged parameters.
 
-    They are those of the last checkpoint, or of the best where config.training.keep asks for it.
+    They are those of the last checkpoint, or of the best where config.training.keep asks for it. Raises InputError where
+    that one cannot be read: the statistics are of no other.
     """
+    workdir = Path(workdir)
     config, statistics = load_config(workdir), Statistics.load(workdir)
     system, init, _, training = define(config, statistics.transform.shape)
     # Nothing is drawn: zeros that no one touches take neither memory nor time.
@@ -136,5 +158,10 @@ def load(workdir: Path) -> Trained:
         restored = checkpoints.restore(like, best=training.keep == "best")
     if restored is None:
         raise InputError(f"{workdir / 'checkpoints'}: holds no checkpoint; repeat the experiments.train command")
+    if int(restored.step) != (judged := int(statistics.facts["step"])):
+        raise InputError(
+            f"{workdir}: the statistics are of step {judged}, and the newest checkpoint that can be read is of step "
+            f"{int(restored.step)}; delete statistics.npz and repeat the experiments.train command"
+        )
     params = restored.ema if jax.device_count() > 1 else jax.device_put(restored.ema)
     return Trained(config, system, params, statistics)

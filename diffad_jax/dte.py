@@ -188,9 +188,11 @@ def non_parametric(x: np.ndarray, bank: np.ndarray) -> np.ndarray:
 def bandwidths(bank: np.ndarray, neighbours: int = BANDWIDTH_NEIGHBOURS, clip: float = MAX_UNIT_RATIO) -> np.ndarray:
     """h_i = sqrt(mean of the k smallest |x_i - x_j|^2, j != i), within [m / c, c m], m the median of those above 0: [N].
 
-    k: `neighbours`, c: `clip` >= 1; c = 1 gives all rows one unit. Where all rows are copies of others no scale is known,
-    and m = 1.
+    k: `neighbours`, c: `clip` >= 1; c = 1 gives all rows one unit. Where all rows are copies of others, or there is one row
+    alone, no scale is known, and m = 1.
     """
+    if len(bank) == 1:
+        return np.ones(1)
     k = min(neighbours, len(bank) - 1)
     # A row's nearest is itself, or a copy at the same distance 0.
     h = np.sqrt(np.square(knn_distances(bank, bank, k + 1)[:, 1:], dtype=np.float64).mean(axis=1))

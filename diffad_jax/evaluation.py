@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -19,6 +20,7 @@ from diffad_jax.sharding import data_mesh, gather, on, own, replicate, split
 from diffad_jax.training import Params
 
 MEMORY = "memory"
+HIGHEST = float(np.finfo(np.float32).max)  # the score of what lies too far away to be told how far
 Judge = Calibration | Memory
 """A memory where config.scoring.combination is "memory", else a calibration."""
 
@@ -55,7 +57,9 @@ def reading(judge: Judge, combination: str, maps: Array) -> Reading:
         found = memory.read(judge, maps)
     else:
         found = COMBINATIONS[combination](judge, per_datum(maps)), standardised_mean(judge, maps)
-    return Reading(*found)  # type: ignore[arg-type]
+    scores, maps = found
+    # The squares of finite data that lie too far away are not finite in float32: more anomalous than anything else.
+    return Reading(jnp.nan_to_num(scores, nan=HIGHEST, posinf=HIGHEST), maps)  # type: ignore[arg-type]
 
 
 def make_scorer(

@@ -1,11 +1,11 @@
-"""A folder of pictures scored by a trained run: scores.csv, which survives a kill, heat maps, and what could not be read."""
+"""Pictures of a folder, or rows of a file, scored by a trained run: scores.csv, which survives a kill, and heat maps."""
 
 import csv
 import hashlib
 import inspect
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from diffad_jax.data.loading import LOADERS
 from diffad_jax.data.pictures import PictureFiles
+from diffad_jax.data.raw import unlabelled
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.workdir import Statistics, claim, write_atomically
@@ -42,6 +43,8 @@ def score_folder(
 ) -> Counts:
     """Scores the pictures `files` below `root` in batches, in bounded memory, and leaves alone what `out` holds already.
 
+    Files that are newer than out/scores.csv are scored again; rows of files that are gone stay, and are not counted.
+
     out/run.json: of which run and folder the scores are, and no other's may come there.
     out/scores.csv: path relative to root; score; probability, see `probability`; label, 1 where the score is above the
     threshold of the training normals. With heat_maps out/heat_maps/<path>.png, see `colours`, as large as the model sees
@@ -55,8 +58,8 @@ def score_folder(
         raise InputError(f"heat maps: the run's score {trained.config.score.name!r} has none, it is one number")
     _claim(out, trained, root)
     names = {file: os.path.relpath(file, root) for file in files}
-    table = ScoreTable(out / "scores.csv")
-    before = len(table.labels)
+    table = ScoreTable(out / "scores.csv", _newer(out / "scores.csv", names))
+    before = table.count(names.values()).scored
 
     def heat_map(file: Path) -> Path:
         return out / "heat_maps" / f"{names[file]}.png"
@@ -74,17 +77,32 @@ def score_folder(
             if heat_maps:
                 for file, map_ in zip(compress(batch, good), colours(trained.statistics, maps[good])):
                     _save_png(heat_map(file), map_)
-            chances, labels = probability(trained.statistics, scores), scores > trained.statistics.threshold
-            found = zip((names[file] for file in batch), scores, chances, labels, good)
-            # Six digits: the last bits of a score depend on where in a batch its picture stands.
-            table.append([(name, f"{s:.6g}", f"{p:.6g}", int(y)) for name, s, p, y, kept in found if kept])
+            table.append((names[file] for file in compress(batch, good)), scores[good], trained.statistics)
             faults = [(names[file], pictures.faults[file]) for file, kept in zip(batch, good) if not kept]
             _append(out / "unreadable.csv", faults)
             if faults and on_error == "fail":
                 raise InputError(f"{root / faults[0][0]}: {faults[0][1]}")
             bar.update(len(batch))
-    scored = len(table.labels)
-    return Counts(scored, scored - before, sum(table.labels.values()), len(pictures.faults))
+    counts = table.count(names.values())
+    return counts._replace(new=counts.scored - before, unreadable=len(pictures.faults))
+
+
+def score_rows(trained: Trained, file: Path, out: Path) -> Counts:
+    """Scores the rows of the array X of an `.npz` file, or of an `.npy` file: out/scores.csv, whose path is the row's number.
+
+    Raises InputError, naming the file, where it cannot be read, does not fit the run or is not finite, and where `out` holds
+    other scores.
+    """
+    rows = unlabelled(file)
+    try:
+        scores = trained.score(rows)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    _claim(out, trained, file)
+    (out / "scores.csv").unlink(missing_ok=True)  # another content of the file may have been there
+    table = ScoreTable(out / "scores.csv")
+    table.append(map(str, range(len(rows))), scores, trained.statistics)
+    return table.count(table.labels)._replace(new=len(rows))
 
 
 def probability(statistics: Statistics, scores: np.ndarray) -> np.ndarray:
@@ -157,8 +175,8 @@ def _fit_of(data: ConfigDict | dict[str, Any]) -> str:
 class ScoreTable:
     """scores.csv: rows are on disk when `append` returns. labels: {path: label} of all of them."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens or begins the file; a row that a kill cut short, or that is damaged otherwise, is dropped.
+    def __init__(self, path: Path, stale: Collection[str] = ()) -> None:
+        """Opens or begins the file; rows of `stale` paths, and what a kill cut short or is damaged otherwise, are dropped.
 
         Raises InputError on another table.
         """
@@ -170,29 +188,47 @@ class ScoreTable:
             if found and tuple(found[0]) != COLUMNS:
                 raise InputError(f"{path}: has the columns {','.join(found[0])}, expected {','.join(COLUMNS)}")
             # A path may hold a line break, so that what was cut short may end in one.
-            rows += [row for row in found[1:] if len(row) == len(COLUMNS) and row[3] in ("0", "1")]
+            rows += [
+                row for row in found[1:] if len(row) == len(COLUMNS) and row[3] in ("0", "1") and row[0] not in stale
+            ]
         write_atomically(path, _lines(rows))
         self.labels = {row[0]: int(row[3]) for row in rows[1:]}
 
-    def append(self, rows: Iterable[tuple[str, str, str, int]]) -> None:
-        """Adds rows but for those whose path is there already."""
+    def count(self, paths: Iterable[str]) -> Counts:
+        """How many of the paths are there, and how many of these are anomalous."""
+        found = [self.labels[path] for path in paths if path in self.labels]
+        return Counts(len(found), 0, sum(found), 0)
+
+    def append(self, paths: Iterable[str], scores: np.ndarray, statistics: Statistics) -> None:
+        """Adds a row for each score but for those whose path is there already."""
+        chances, labels = probability(statistics, scores), scores > statistics.threshold
+        # Six digits: the last bits of a score depend on where in a batch its picture stands.
+        rows = [(n, f"{s:.6g}", f"{p:.6g}", int(y)) for n, s, p, y in zip(paths, scores, chances, labels, strict=True)]
         new = [row for row in rows if row[0] not in self.labels]
         _append(self.path, new)
         self.labels |= {row[0]: row[3] for row in new}
 
 
 def _claim(out: Path, trained: Trained, root: Path) -> None:
-    """Makes `out` the place for the scores of one run and one folder; run.json tells which, by a hash and a path.
+    """Makes `out` the place for the scores of one run and one folder or file; run.json tells which, by a hash and a path.
 
     Raises InputError where `out` holds another's, or lies in the folder, whose pictures its heat maps would then be.
     """
     root = root.resolve()
-    if out.resolve().is_relative_to(root):
+    if root.is_dir() and out.resolve().is_relative_to(root):
         raise InputError(f"{out}: lies in the folder of pictures {root}, choose another directory of scores")
     # The scores of its normals tell a run from another of the same config.
     run = trained.config.to_json_best_effort(sort_keys=True).encode() + trained.statistics.normal_scores.tobytes()
     identity = {"input": str(root), "sha256": hashlib.sha256(run).hexdigest()[:16]}
     claim(out / "run.json", identity, "scores", "directory of scores")
+
+
+def _newer(table: Path, names: Mapping[Path, str]) -> set[str]:
+    """The names of the files that have changed since the table was written."""
+    if not table.exists():
+        return set()
+    written = table.stat().st_mtime_ns
+    return {name for file, name in names.items() if file.exists() and file.stat().st_mtime_ns > written}
 
 
 def _lines(rows: Iterable[Sequence[object]]) -> bytes:

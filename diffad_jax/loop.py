@@ -167,6 +167,9 @@ def fit(
                     # Without a loss: which checkpoint is best must not depend on where a run was stopped.
                     save(with_loss=False)
                     raise Stopped(stop, step)
+        # One that came after the last dispatch: what the loop was to save is saved, or on its way to the disk.
+        if stop := int(signals.anywhere()):
+            raise Stopped(stop, step)
         if keep == "best":
             state = checkpoints.restore(state, best=True) or state
     return Fitted(state, seconds + time.perf_counter() - started)

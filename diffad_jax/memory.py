@@ -102,7 +102,7 @@ def read(memory: Memory, maps: Array) -> tuple[Array, Array]:
 def nearest(memory: Memory, statistics: Array) -> Array:
     """min_i |q - b_i|^2 / F over the bank, q the whitened statistics: [B, h, w, F] -> [B, h, w]."""
     count, features = memory.bank.shape
-    query = ((statistics - memory.mean) / memory.scale) @ memory.whitening
+    query = jnp.dot((statistics - memory.mean) / memory.scale, memory.whitening, precision="highest")
     bank = jnp.pad(memory.bank, ((0, -count % CHUNK), (0, 0)), mode="edge").reshape(-1, CHUNK, features)
     parts = bank, (bank**2).sum(axis=2)
 

@@ -53,7 +53,7 @@ def make_denoise(
              With F = 0 this is the exact denoiser of N(0, sigma_data^2 I).
     learned_variance: the second half of the output's last axis holds the logits v of the log variance, in [-1, 1]; the
       fraction is (v + 1) / 2 (Nichol & Dhariwal 2021, eq. 15).
-    clip: x_0 is clipped to [-clip, clip] and eps follows it.
+    clip: x_0 is clipped to [-clip, clip] and eps follows it; None not to. Losses are of what is not clipped.
     """
     if predicts not in PREDICTS:
         raise InputError(f"predicts={predicts!r}: allowed are {', '.join(PREDICTS)}")
@@ -94,13 +94,15 @@ def reverse_log_variance(
 
     "small" log beta_tilde, the posterior's; "large" log beta, the transition's (Ho et al. 2020, section 3.2); "learned"
     fraction log beta + (1 - fraction) log beta_tilde (Nichol & Dhariwal 2021, eq. 15). At s = 0 the posterior has no
-    variance, and that of the step above, from 2t to t, stands in for it.
+    variance, and that of the step above, from 2t to t, stands in for it, but no less than sigma_t^2 / 2: on a fine grid of
+    noise levels it tends to 0, while what x_t leaves open of x_0 does not.
     """
     if variance not in VARIANCES:
         raise InputError(f"variance={variance!r}: allowed are {', '.join(VARIANCES)}")
     first = s <= 0
     lower, upper = jnp.where(first, t, s), jnp.where(first, jnp.minimum(2 * t, 1.0), t)
-    small = jnp.log(process.sigma(lower) ** 2 * -jnp.expm1(process.log_snr(upper) - process.log_snr(lower)))
+    share = -jnp.expm1(process.log_snr(upper) - process.log_snr(lower))
+    small = jnp.log(process.sigma(lower) ** 2 * jnp.where(first, jnp.maximum(share, 0.5), share))
     large = jnp.log(transition_variance(process, s, t))
     small, large = expand(small, prediction.x_0), expand(large, prediction.x_0)
     if variance == "small":

@@ -58,7 +58,7 @@ RANGES = {
     "loss.gamma": POSITIVE,
     "loss.focus": SHARE,
     "loss.focus_share": SHARE,
-    "loss.num_steps": COUNT,
+    "loss.num_steps": Range(2),
     "loss.bound_weight": FROM_0,
     "sampler.eta": SHARE,
     "training.num_steps": COUNT,

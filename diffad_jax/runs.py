@@ -16,7 +16,7 @@ from diffad_jax.build import build, nearest
 from diffad_jax.calibration import COMBINATIONS
 from diffad_jax.checkpoint import any_in
 from diffad_jax.data import transforms
-from diffad_jax.data.dataset import Chosen, Dataset, evenly_spaced
+from diffad_jax.data.dataset import Chosen, Dataset, evenly_spaced, fingerprint
 from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import MEMORY, fit_judge
@@ -127,10 +127,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         if writes:
             save_config(workdir, config)
         if (workdir / "statistics.npz").exists() and any_in(workdir / "checkpoints"):
-            if (trained_on := Statistics.load(workdir).dataset) != dataset.name:
-                raise InputError(
-                    f"{workdir}: was trained on {trained_on}, not on {dataset.name}; choose another workdir"
-                )
+            Statistics.load(workdir).check_trained_on(dataset, str(workdir))
             return
     elif any_in(workdir / "checkpoints"):
         raise InputError(f"{workdir}: holds checkpoints but no config.json to tell of what; choose another workdir")
@@ -162,7 +159,9 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         checkpoint_every=settings.checkpoint_every,
         pipeline=pipeline,
         parallel=parallel,
-        validate=make_validate(system.loss, _middle(rows[held_out], system.shape), config.seed, settings.batch_size)
+        validate=make_validate(
+            system.held_out_loss, _middle(rows[held_out], system.shape), config.seed, settings.batch_size
+        )
         if len(held_out)
         else None,
         keep=settings.keep,
@@ -170,9 +169,9 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     )
     arguments = (scoring.combination, config.seed, scoring.batch_size)
     judged = fit_judge(system, fitted.state.ema, rows[calibrating], *arguments)
-    facts = {"n_train": len(rows), "seconds_train": fitted.seconds}
+    facts = {"n_train": len(rows), "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
     if writes:
-        Statistics(transform, *judged, facts, dataset.name).save(workdir)
+        Statistics(transform, *judged, facts, dataset.name, fingerprint(dataset.train)).save(workdir)
 
 
 def make_validate(loss: Loss, x_0: np.ndarray, seed: int, batch_size: int) -> Callable[[Params], Array]:
@@ -216,9 +215,15 @@ def _hold_out(count: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
 def scoring_of(config: ConfigDict) -> Scoring:
     """config.scoring, checked."""
     scoring: Scoring = build("scoring", {"Scoring": Scoring}, {"name": "Scoring", **config.scoring})
+    data_mesh(scoring.batch_size, key="config.scoring.batch_size")  # raises where the processes cannot share it
     if scoring.combination not in (known := [*COMBINATIONS, MEMORY]):
         raise InputError(
             f"config.scoring.combination: found {scoring.combination!r}; {nearest(scoring.combination, known)}"
+        )
+    if config.score.name == "bound" and scoring.combination in ("typicality", "fisher"):
+        raise InputError(
+            f"config.scoring.combination: found {scoring.combination!r}, which takes logarithms; allowed with the score "
+            "'bound', which may be negative, is 'standardised_mean'"
         )
     return scoring
 

@@ -87,9 +87,9 @@ def make_train_step(
     """The pure step (state, batch, key) -> (state, metrics).
 
     Noise comes from key folded with the step and each example's global index, so the split of a batch over devices or
-    accumulation passes changes nothing. Noise levels are stratified over the batch: u_i = (u + i / batch_size) mod 1 with one
-    u a step (Kingma et al. 2021, appendix I.1). The average of the parameters follows
-    ema <- d ema + (1 - d) params, d = min(ema_decay, (1 + step) / (10 + step)).
+    accumulation passes changes nothing, but for dropout, whose masks each part draws for itself. Noise levels are stratified
+    over the batch: u_i = (u + i / batch_size) mod 1 with one u a step (Kingma et al. 2021, appendix I.1). The average of
+    the parameters follows ema <- d ema + (1 - d) params, d = min(ema_decay, (1 + step) / (10 + step)).
     batch_size: the global one. accumulate: passes that the batch is cut into. mean_over_devices: `jax.lax.pmean` under pmap.
     """
 

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffad_jax.calibration import Calibration
+from diffad_jax.data.dataset import Dataset, fingerprint
 from diffad_jax.data.npz import read_arrays
 from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
@@ -95,7 +96,7 @@ class Statistics:
 
     judge: see `evaluation.Judge`.
     normal_scores: [N], the scores of the normals that the judge was fitted on, each by a fit without it, sorted.
-    dataset: the name of the data set whose normals they were.
+    dataset, rows: the name of the data set whose normals they were, and its training rows' `dataset.fingerprint`.
     """
 
     def __init__(
@@ -106,9 +107,21 @@ class Statistics:
         normal_scores: np.ndarray,
         facts: Mapping[str, float],
         dataset: str,
+        rows: str,
     ):
         self.transform, self.judge, self.threshold = transform, judge, threshold
-        self.normal_scores, self.facts, self.dataset = normal_scores, dict(facts), dataset
+        self.normal_scores, self.facts = normal_scores, dict(facts)
+        self.dataset, self.rows = dataset, rows
+
+    def check_trained_on(self, dataset: Dataset, workdir: str) -> None:
+        """Raises InputError on a data set of another name or of other training rows than those of the run in `workdir`."""
+        if dataset.name != self.dataset:
+            raise InputError(f"{workdir}: was trained on {self.dataset}, not on {dataset.name}; choose another workdir")
+        if fingerprint(dataset.train) != self.rows:
+            raise InputError(
+                f"{workdir}: was trained on other rows of {dataset.name} than those that there are now; put them back, or "
+                "choose another workdir"
+            )
 
     def save(self, workdir: Path) -> None:
         """Writes statistics.npz."""
@@ -116,6 +129,7 @@ class Statistics:
         arrays |= {f"calibration/{key}": np.asarray(value) for key, value in self.judge._asdict().items()}
         arrays |= {f"facts/{key}": np.asarray(value) for key, value in self.facts.items()}
         arrays |= {"normal_scores": self.normal_scores, "dataset": np.array(self.dataset)}
+        arrays["rows"] = np.array(self.rows)
         partial = workdir / ".statistics.partial.npz"
         np.savez(partial, threshold=self.threshold, **arrays)  # type: ignore[arg-type]
         os.replace(partial, workdir / "statistics.npz")
@@ -133,7 +147,7 @@ class Statistics:
             stored = read_arrays(path, ("threshold",), None)
         except InputError as error:
             raise useless(f"is damaged ({str(error).removeprefix(f'{path}: ')})") from error
-        if not {"normal_scores", "dataset"} <= stored.keys():
+        if not {"normal_scores", "dataset", "rows"} <= stored.keys():
             raise useless("of an earlier version")
         groups: dict[str, dict[str, np.ndarray]] = {"transform": {}, "calibration": {}, "facts": {}}
         for key in stored:
@@ -153,4 +167,5 @@ class Statistics:
             stored["normal_scores"],
             facts,
             str(stored["dataset"]),
+            str(stored["rows"]),
         )

@@ -67,6 +67,9 @@ def run(main: Callable[[list[str]], None]) -> None:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             _fail(f"{argv[1]}: unexpected argument; flags have the form --name=value")
+        for flag in flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"].__file__ or ""):
+            if flag.value == "":
+                _fail(f"--{flag.name}: found '', allowed is a value")
         gc.freeze()
         gc.enable()
         use_compilation_cache()

@@ -132,9 +132,15 @@ def tests_of(trained: detector.Trained) -> list[Dataset]:
     if DATA.value and not BASELINES.value:
         return [other_data(trained, Path(DATA.value), np.empty((0, *trained.statistics.transform.shape), np.float32))]
     own = load_once(trained.config.data.to_json(sort_keys=True))
-    train = trained.trained_on(own).train
+    learnt = trained.trained_on(own)
+    train = learnt.train
     if DATA.value:
         return [other_data(trained, Path(DATA.value), train)]
+    if len(kinds := set(learnt.labels.tolist())) < 2:
+        what = "normals alone" if kinds else "nothing"
+        raise InputError(
+            f"config.data: {learnt.name} holds {what} to test on; give labelled data by --data, or see experiments.score"
+        )
     return [dataset for dataset in own if dataset.train is train]
 
 

@@ -42,7 +42,8 @@ def with_steps(trained: detector.Trained, sampler: str, num_steps: int, normals:
     transform, settings = trained.statistics.transform, scoring_of(config)
     system = assemble(config, transform.shape)
     levels = make_levels(system, trained.params, config.seed, settings.batch_size)(transform.apply(normals))
-    statistics = Statistics(transform, *fit_calibration(levels, settings.combination), {}, trained.statistics.dataset)
+    own = trained.statistics
+    statistics = Statistics(transform, *fit_calibration(levels, settings.combination), {}, own.dataset, own.rows)
     return detector.Trained(config, system, trained.params, statistics)
 
 

@@ -1,11 +1,13 @@
-"""Scores every picture below a folder with a trained detector.
+"""Scores every picture below a folder, or every row of a file, with a trained detector.
 
 python -m experiments.score --workdir runs/tiles --input photos --out scores [--heat_maps] [--on_error skip|fail]
+python -m experiments.score --workdir runs/mine --input embeddings.npz --out scores
 
-Writes scores.csv into OUT: path, score, probability (1 - conformal p-value among the training normals, no probability of an
-anomaly), label (1: anomalous by the threshold of the normals), and with --heat_maps a PNG for each picture. A command that
-was stopped goes on, and pictures that have come since are added. What cannot be read is listed in unreadable.csv and tried
-again the next time; with --on_error=fail the first such file ends the command with exit code 2.
+A file is an `.npz` of X or an `.npy`, and the path of a row is its number, from 0. Writes scores.csv into OUT: path, score,
+probability (1 - conformal p-value among the training normals, no probability of an anomaly), label (1: anomalous by the
+threshold of the normals), and with --heat_maps a PNG for each picture. A command that was stopped goes on, pictures that
+have come since are added, and those that have changed are scored again. What cannot be read is listed in unreadable.csv and
+tried again the next time; with --on_error=fail the first such file ends the command with exit code 2.
 """
 
 from pathlib import Path
@@ -15,11 +17,14 @@ from absl import flags
 from diffad_jax import detector
 from diffad_jax.data.folders import picture_folder
 from diffad_jax.data.pictures import ON_ERROR
-from diffad_jax.folder_scores import score_folder
+from diffad_jax.errors import InputError
+from diffad_jax.folder_scores import score_folder, score_rows
 from experiments import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
-INPUT = flags.DEFINE_string("input", None, "Folder of pictures, at any depth.", required=True)
+INPUT = flags.DEFINE_string(
+    "input", None, "Folder of pictures, at any depth, or an .npz of X or an .npy of rows.", required=True
+)
 OUT = flags.DEFINE_string("out", None, "Directory for the scores.", required=True)
 HEAT_MAPS = flags.DEFINE_boolean("heat_maps", False, "Write a heat map of each picture.")
 FAULTS = flags.DEFINE_enum("on_error", "skip", ON_ERROR, "What to do about pictures that cannot be read.")
@@ -27,8 +32,15 @@ FAULTS = flags.DEFINE_enum("on_error", "skip", ON_ERROR, "What to do about pictu
 
 def main(_: list[str]) -> None:
     root, out = Path(INPUT.value), Path(OUT.value)
-    trained, files = detector.load(Path(WORKDIR.value)), picture_folder(root)
-    counts = score_folder(trained, root, files, out, HEAT_MAPS.value, FAULTS.value)
+    trained = detector.load(Path(WORKDIR.value))
+    if root.suffix in (".npz", ".npy") and not root.is_dir():
+        if HEAT_MAPS.value:
+            raise InputError(f"--heat_maps: allowed with a folder of pictures, {root} is a file")
+        counts = score_rows(trained, root, out)
+        print(f"scored: {counts.scored} rows: {out / 'scores.csv'}")
+        print(f"anomalous by the threshold of the normals, {trained.statistics.threshold:.6g}: {counts.anomalous}")
+        return
+    counts = score_folder(trained, root, picture_folder(root), out, HEAT_MAPS.value, FAULTS.value)
     print(f"scored: {counts.scored} pictures, {counts.new} of them now: {out / 'scores.csv'}")
     print(f"anomalous by the threshold of the normals, {trained.statistics.threshold:.6g}: {counts.anomalous}")
     print(f"unreadable: {counts.unreadable}: {out / 'unreadable.csv'}")

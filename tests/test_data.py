@@ -27,7 +27,7 @@ from diffad_jax.data import (
     pictures,
     transforms,
 )
-from diffad_jax.data.dataset import Rows
+from diffad_jax.data.dataset import Chosen, Rows, fingerprint
 from diffad_jax.data.npz import read_npz
 from diffad_jax.errors import InputError
 
@@ -83,7 +83,7 @@ def test_split_refuses_bad_tables_in_one_line_that_names_the_source() -> None:
         (X * 1e39, y, "not finite as float32"),
         (X, y[:-1], r"y has shape \(59,\), X has 60 rows"),
         (X, y * 2, "labels 0, 2"),
-        (X, y * 0, "labels 0, it must hold both"),
+        (X, y * 0 + 1, "labels 1, it must hold both"),
         (X[:, 0], y, r"X has shape \(60,\)"),
         (X.astype(str), y, "must be real numbers"),
         (X[:12], y[:12], "10 normal rows give 5 to train on"),
@@ -93,6 +93,21 @@ def test_split_refuses_bad_tables_in_one_line_that_names_the_source() -> None:
         assert str(caught.value).startswith("file.npz: ") and "\n" not in str(caught.value)
     with pytest.raises(InputError, match="protocol: found 'dirty'"):
         one_class_split(X, y, "t", protocol="dirty")
+
+
+def test_where_there_are_normals_alone_all_train(tmp_path: Path) -> None:
+    X, y = table()
+    split = one_class_split(X, 0 * y, "t")
+    assert indices(split.train) == list(range(60)) and len(split.test) == len(split.labels) == 0
+    with pytest.raises(InputError, match="labels 0, it must hold both"):
+        labelled(save(tmp_path / "normals.npz", X, 0 * y))
+
+
+def test_a_fingerprint_tells_rows_from_others() -> None:
+    X, _ = table()
+    found = fingerprint(X)
+    assert found == fingerprint(X.astype(np.float64)) == fingerprint(Chosen(X, np.arange(60), X.dtype))
+    assert len({found, fingerprint(X[::-1]), fingerprint(X[:-1]), fingerprint(X + 1)}) == 4
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -307,6 +322,9 @@ def test_columns_too_fine_for_float32_keep_their_digits(
     for rows, expected in ((found.train, plain.train), (found.test, plain.test)):
         fitted, like = transforms.fit("standardise", found.train), transforms.fit("standardise", plain.train)
         np.testing.assert_allclose(fitted.apply(rows), like.apply(expected), atol=1e-4)
+    # How far off anomalies are, makes normals no coarser.
+    stamped[y == 1] *= 10
+    assert one_class_split(stamped, y, "rows").train.dtype == np.float64
 
 
 def test_range_maps_the_stated_interval_to_minus_one_to_one() -> None:
@@ -314,6 +332,9 @@ def test_range_maps_the_stated_interval_to_minus_one_to_one() -> None:
     transform = transforms.fit("range", images, low=0, high=255)
     np.testing.assert_allclose(transform.apply(images).ravel(), [-1, 1, -0.6], rtol=1e-6)
     assert transform.apply(np.array([[[510.0]]])) == 3, "test values are not clipped"
+    with pytest.raises(InputError, match="data up to 1, the run has learnt values from 0 to 255"):
+        transform.apply(images / 255)
+    assert (transform.apply(0 * images) == -1).all(), "black is a picture of any scale"
     with pytest.raises(InputError, match=r"low = 0, high = 1, but training values span \[0, 255\]"):
         transforms.fit("range", images, low=0, high=1)
 

@@ -21,6 +21,7 @@ import pytest
 from jax import Array
 from processes import with_devices
 
+from diffad_jax import distributed
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.data.dataset import Rows
 from diffad_jax.data.pipeline import Pipeline, batch_rows
@@ -179,6 +180,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_then_replaced(
     assert "cannot be read" not in warnings_of_absl.text and saved(tmp_path) == {20, 30}
 
 
+def test_what_another_process_cannot_read_is_passed_over_too(
+    tmp_path: Path,
+    unbroken: tuple[Path, TrainState],
+    monkeypatch: pytest.MonkeyPatch,
+    warnings_of_absl: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(unbroken[0], tmp_path, dirs_exist_ok=True)
+    answers = iter([False, True])
+    monkeypatch.setattr(distributed, "everywhere", lambda holds: next(answers) and holds)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert_same(checkpoints.restore(start()), run(tmp_path / "20", 20))
+    assert "checkpoints/30 cannot be read (another process cannot)" in warnings_of_absl.text
+
+
 def test_when_no_checkpoint_can_be_read_nothing_is_overwritten(
     tmp_path: Path, unbroken: tuple[Path, TrainState]
 ) -> None:
@@ -223,6 +238,19 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_where_it_was(
     assert stopped.value.exit_code == 128 + number and signal.getsignal(number) == before
     (at,) = saved(tmp_path) - {10}
     assert f"at step {at}," in str(stopped.value)
+    assert_same(run(tmp_path, 30), unbroken[1])
+
+
+def test_a_signal_during_the_last_save_is_not_lost(tmp_path: Path, unbroken: tuple[Path, TrainState]) -> None:
+    checkpoints = iter((10, 20, 30))
+
+    def asked_to_stop(params: Params) -> float:
+        if next(checkpoints) == 30:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0.5
+
+    with pytest.raises(Stopped, match="stopped by SIGTERM at step 30"):
+        fitted(tmp_path, 30, validate=asked_to_stop)
     assert_same(run(tmp_path, 30), unbroken[1])
 
 

@@ -6,8 +6,10 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -164,6 +166,70 @@ def test_a_second_pass_adds_only_what_is_new_and_tries_again_what_failed(
     )
 
 
+def test_a_picture_that_was_replaced_is_scored_again_and_one_that_is_gone_not_counted(
+    workdir: Path, photos: Path, tmp_path: Path
+) -> None:
+    trained, folder, out = detector.load(workdir), tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    for name in ("0.png", "1.png", "2.png"):
+        shutil.copy(photos / name, folder / name)
+    assert score_folder(trained, folder, picture_folder(folder), out) == Counts(3, 3, 0, 0)
+    before = {row["path"]: row["score"] for row in rows_of(out)}
+    (folder / "0.png").write_bytes((photos / "checks.png").read_bytes())
+    (folder / "2.png").unlink()
+    assert score_folder(trained, folder, picture_folder(folder), out) == Counts(2, 1, 1, 0)
+    after = {row["path"]: row["score"] for row in rows_of(out)}
+    assert float(after["0.png"]) > float(before.pop("0.png")) and before.items() < after.items()
+    assert len(rows_of(out)) == 3
+
+
+def test_rows_of_a_file_are_scored(workdir: Path, photos: Path, tmp_path: Path) -> None:
+    trained = detector.load(workdir)
+    pictures = np.stack([read_picture(photos / f"{i}.png", 3, 8) for i in range(4)])
+    np.save(tmp_path / "rows.npy", pictures)
+    np.savez(tmp_path / "rows.npz", X=pictures[::-1])
+    for name, expected in (("rows.npy", trained.score(pictures)), ("rows.npz", trained.score(pictures)[::-1])):
+        finished = score(workdir, tmp_path / name, tmp_path / f"out_{name}")
+        assert finished.code == 0 and "scored: 4 rows" in finished.out, finished
+        rows = rows_of(tmp_path / f"out_{name}")
+        assert [row["path"] for row in rows] == ["0", "1", "2", "3"]
+        np.testing.assert_allclose([float(row["score"]) for row in rows], expected, rtol=1e-4)
+    np.save(tmp_path / "wide.npy", np.zeros((4, 7)))
+    refused = score(workdir, tmp_path / "wide.npy", tmp_path / "out_wide")
+    assert refused.code == 2 and "wide.npy: transform: data is float64 (4, 7)" in refused.err
+    assert not (tmp_path / "out_wide").exists()
+
+
+def test_what_is_compiled_is_compiled_once_and_far_data_are_most_anomalous(workdir: Path, photos: Path) -> None:
+    trained = detector.load(workdir)
+    pictures = np.stack([read_picture(photos / f"{i}.png", 3, 8) for i in range(3)]).astype(np.float32)
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+
+    def reads() -> tuple[np.ndarray, ...]:
+        (reading,) = trained.read(pictures)
+        return trained.score(pictures), reading.maps, trained.explain(pictures)[2]
+
+    first = reads()
+    assert any("backend_compile" in event for event in compiled)
+    compiled.clear()
+    again = reads()
+    assert not any("backend_compile" in event for event in compiled)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    pictures[1] *= 1e30
+    scores = trained.score(pictures)
+    assert np.isfinite(scores).all() and scores.argmax() == 1 and scores[1] > trained.statistics.threshold
+
+
+def test_a_model_without_the_statistics_of_its_step_is_refused(workdir: Path, tmp_path: Path) -> None:
+    shutil.copytree(workdir, tmp_path / "run")
+    statistics = Statistics.load(workdir)
+    statistics.facts["step"] += 1
+    statistics.save(tmp_path / "run")
+    with pytest.raises(InputError, match=r"statistics are of step \d+, and .* delete statistics.npz"):
+        detector.load(tmp_path / "run")
+
+
 def test_a_table_cut_anywhere_is_completed(workdir: Path, photos: Path, tmp_path: Path) -> None:
     trained, files = detector.load(workdir), picture_folder(photos)
     (tmp_path / "one").mkdir()
@@ -245,18 +311,18 @@ def test_what_is_refused(workdir: Path, photos: Path, done: tuple[Path, Finished
 
 def test_runs_that_have_learnt_something_else_are_refused(workdir: Path, photos: Path, tmp_path: Path) -> None:
     trained = detector.load(workdir)
-    digits = trained._replace(config=tiny.get_config())
+    digits = replace(trained, config=tiny.get_config())
     with pytest.raises(InputError, match="values from 0 to 16, those of picture files are 0 to 255"):
         score_folder(digits, photos, [photos / "0.png"], tmp_path)
     blind = Score(lambda *arguments: trained.system.score.maps(*arguments).mean((2, 3)), 1)
     assert trained.has_maps
     with pytest.raises(InputError, match="heat maps: the run's score .* has none"):
         system = trained.system._replace(score=blind)
-        score_folder(trained._replace(system=system), photos, [photos / "0.png"], tmp_path, heat_maps=True)
+        score_folder(replace(trained, system=system), photos, [photos / "0.png"], tmp_path, heat_maps=True)
     statistics = Statistics.load(workdir)
     statistics.transform = statistics.transform._replace(shape=(5,))
     with pytest.raises(InputError, match="shape \\(5,\\)"):
-        score_folder(trained._replace(statistics=statistics), photos, [photos / "0.png"], tmp_path)
+        score_folder(replace(trained, statistics=statistics), photos, [photos / "0.png"], tmp_path)
     with pytest.raises(InputError, match="data is a list, allowed are NumPy arrays"):
         trained.score([1.0])  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """Where and in what portions arrays are computed changes no result: devices, jit and pmap, batches and padding."""
 
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -168,13 +169,13 @@ def detector() -> Trained:
     draw = np.random.default_rng(0).normal
     params = structure.unflatten([np.asarray(x + 0.1 * draw(size=x.shape), np.float32) for x in leaves])
     levels = make_levels(system, params, config.seed, 64)(transform.apply(train[:64]))
-    return Trained(config, system, params, Statistics(transform, *fit_calibration(levels), {}, "rows"))
+    return Trained(config, system, params, Statistics(transform, *fit_calibration(levels), {}, "rows", ""))
 
 
 def scores(rows: np.ndarray, batch_size: int) -> np.ndarray:
     config = tiny.get_config()
     config.scoring.batch_size = batch_size
-    return detector()._replace(config=config).score(rows)
+    return replace(detector(), config=config).score(rows)
 
 
 def device_count_and_scores(rows: np.ndarray, batch_size: int) -> tuple[int, np.ndarray]:

@@ -52,7 +52,9 @@ def adbench_names(path: str | Path) -> list[str]:
     """
     root = Path(path)
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
+        raise InputError(
+            f"{root}: {'is a file' if root.exists() else 'no such folder'}, expected a folder of .npz files"
+        )
     return sorted(file.relative_to(root).as_posix().removesuffix(".npz") for file in root.rglob("*.npz"))
 
 

@@ -1,5 +1,6 @@
 """The one data type all loaders return, and the only place where a training set is selected."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,11 +97,23 @@ def evenly_spaced(count: int, wanted: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(wanted, count)).round().astype(int)
 
 
-def checked(X: ArrayLike, y: ArrayLike, source: str) -> tuple[np.ndarray, np.ndarray]:
+def fingerprint(rows: Rows) -> str:
+    """What tells training rows [N, ...] from others of that name: a hash of their shape and, of arrays, of 64 of the rows.
+
+    Pictures in files are not read: decoders round differently on different machines.
+    """
+    found = hashlib.sha256(repr(tuple(rows.shape)).encode())
+    if isinstance(rows, np.ndarray | Chosen):
+        found.update(np.ascontiguousarray(rows[evenly_spaced(len(rows), 64)], np.float64).tobytes())
+    return found.hexdigest()[:16]
+
+
+def checked(X: ArrayLike, y: ArrayLike, source: str, normals_alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Validate a labelled table or stack of pictures and return it as (float32 X, int64 y); an X on disk stays as stored.
 
     A table whose columns float32 would round away, such as one with time stamps, becomes float64.
-    X: [n, D], [n, H, W] (gets C = 1) or [n, H, W, C].  y: [n] of 0 (normal) and 1 (anomaly), both present.
+    X: [n, D], [n, H, W] (gets C = 1) or [n, H, W, C].  y: [n] of 0 (normal) and 1 (anomaly), both present, or with
+    normals_alone 0 alone.
     Constant columns are allowed: the transforms divide by 1 where the spread is 0.
     Raises InputError, naming `source`, on other shapes or labels, on values that are not numbers, and on
     rows that are not finite as float32: what to do about missing values is the owner's decision, not ours.
@@ -113,12 +126,12 @@ def checked(X: ArrayLike, y: ArrayLike, source: str) -> tuple[np.ndarray, np.nda
     if y.shape != X.shape[:1]:
         raise InputError(f"{source}: y has shape {y.shape}, X has {X.shape[0]} rows: y must be [{X.shape[0]}]")
     values = np.unique(y)
-    if not np.array_equal(values, [0, 1]):
+    if not np.array_equal(values, [0, 1]) and not (normals_alone and not values.any()):
         shown = ", ".join(str(v) for v in values[:5].tolist()) + (", ..." if len(values) > 5 else "")
         raise InputError(f"{source}: y holds the labels {shown}, it must hold both 0 (normal) and 1 (anomaly) only")
     if not isinstance(X, np.memmap):
         with np.errstate(over="ignore"):
-            X = X.astype(_precision(X), copy=False)
+            X = X.astype(_precision(X, y), copy=False)
     count, first = first_nonfinite(X)
     if count:
         raise InputError(
@@ -128,17 +141,23 @@ def checked(X: ArrayLike, y: ArrayLike, source: str) -> tuple[np.ndarray, np.nda
     return (X[..., None] if X.ndim == 3 else X), y.astype(np.int64)
 
 
-def _precision(X: np.ndarray) -> np.dtype:
-    """float64 for a table [n, D] where a column varies too little around too large a value for float32, else float32."""
+def _precision(X: np.ndarray, y: np.ndarray) -> np.dtype:
+    """float64 for a table [n, D] where a column of the normals varies too little around too large a value for float32.
+
+    Else float32. How far off anomalies are says nothing of it.
+    """
     if X.ndim == 2 and (X.dtype.kind != "f" or X.dtype.itemsize > 4):
+        normals = Chosen(X, np.flatnonzero(y == 0), np.dtype(np.float64))
         # Away from the first row, so that the squares of large values do not hide the spread.
-        first, sums, squares, ends = X[0].astype(np.float64), 0.0, 0.0, 0.0
+        first, sums, squares, ends = normals[:1], 0.0, 0.0, 0.0
         with np.errstate(all="ignore"):
-            for start, stop in chunks(X):
-                away = X[start:stop] - first
+            for start, stop in chunks(normals):
+                rows = normals[start:stop]
+                away = rows - first
                 sums, squares = sums + away.sum(axis=0), squares + np.square(away).sum(axis=0)
-                ends = np.maximum(ends, np.abs(X[start:stop].astype(np.float32)).max(axis=0))
-            spread = np.sqrt(np.maximum(squares / len(X) - np.square(sums / len(X)), 0))
+                ends = np.maximum(ends, np.abs(rows.astype(np.float32)).max(axis=0))
+            count = len(normals)
+            spread = np.sqrt(np.maximum(squares / count - np.square(sums / count), 0))
             if ((spread > 0) & (16 * np.spacing(ends) > spread)).any():
                 return np.dtype(np.float64)
     return FLOAT32
@@ -149,7 +168,8 @@ def one_class_split(
 ) -> Dataset:
     """Split labelled rows into normal-only training rows and a labelled test set.
 
-    train = the first round(0.5 n) of the n normal rows; test = the other normals, then all anomalies.
+    train = the first round(0.5 n) of the n normal rows; test = the other normals, then all anomalies. Where there is no
+    anomaly nothing can be tested, and all rows train.
     X: [n, D], [n, H, W] or [n, H, W, C]; y: [n], 0 normal, 1 anomaly; both are validated as in `checked`.
 
     protocol "clean": seed 0 keeps the file order; each seed from 1 on shuffles the normals before the split.
@@ -163,19 +183,19 @@ def one_class_split(
         raise InputError(f"protocol: found {protocol!r}, allowed are 'clean' and 'paper'")
     if seed < 0:
         raise InputError(f"seed: found {seed}, allowed are integers from 0")
-    X, y = checked(X, y, source)
+    X, y = checked(X, y, source, normals_alone=True)
     if protocol == "paper" and len(y) < PAPER_ROWS:
         draw = np.random.default_rng(seed).choice(len(y), PAPER_ROWS, replace=True)
         X, y = X[draw], y[draw]
     normal, anomalous = np.flatnonzero(y == 0), np.flatnonzero(y == 1)
     if seed > 0:
         normal = np.random.default_rng(seed).permutation(normal)
-    half = round(0.5 * len(normal))
+    half = round(0.5 * len(normal)) if len(anomalous) else len(normal)
     if half < MIN_TRAIN_ROWS:
         raise InputError(f"{source}: {len(normal)} normal rows give {half} to train on, needed are {MIN_TRAIN_ROWS}")
     test = np.concatenate([normal[half:], anomalous])
     if isinstance(X, np.memmap):
-        precision = _precision(X)
+        precision = _precision(X, y)
         return Dataset(name, Chosen(X, normal[:half], precision), Chosen(X, test, precision), y[test])
     return Dataset(name, X[normal[:half]], X[test], y[test])
 
@@ -185,7 +205,8 @@ def class_setting(
 ) -> tuple[str, list[int]]:
     """Which side is named, and the indices of its classes: ("normal" or "anomalous", sorted ints).
 
-    A class is given by its name or by its index into class_names; every class not given belongs to the other side.
+    A class is given by its name or by its index into class_names, several as a list or as "one, another"; every class not
+    given belongs to the other side.
     Raises InputError unless exactly one side is given, with known classes that leave the other side non-empty.
     """
     if (normal_class is None) == (anomalous_class is None):
@@ -195,6 +216,8 @@ def class_setting(
     side, given = ("anomalous", anomalous_class) if normal_class is None else ("normal", normal_class)
     names = list(class_names)
     indices: set[int] = set()
+    if isinstance(given, str) and given not in names and "," in given:  # as flags have a list
+        given = tuple(one.strip() for one in given.split(","))
     for one in [given] if isinstance(given, int | np.integer | str) else given or ():
         if isinstance(one, str):
             if one not in names:

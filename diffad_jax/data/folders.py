@@ -16,7 +16,7 @@ NORMAL_FOLDERS = (GOOD, "normal", "0")
 
 
 def picture_folder(path: str | Path) -> list[Path]:
-    """Every picture below a folder (by suffix, hidden files left out), sorted.
+    """Every picture below a folder (by suffix; hidden files and folders left out), sorted.
 
     Raises InputError when there is no such folder or it holds no picture.
     """
@@ -26,6 +26,7 @@ def picture_folder(path: str | Path) -> list[Path]:
     files = [
         os.path.join(folder, name)
         for folder, _, names in os.walk(root)
+        if not any(part.startswith(".") for part in Path(folder).relative_to(root).parts)
         for name in names
         if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
     ]
@@ -60,7 +61,7 @@ def mvtec(
 
     path: one category, or a folder of several, each of which gives a Dataset; `categories` chooses among those.
     Pictures are uint8 [N, size, size, C] and masks bool [M, size, size], both decoded when they are indexed; groups are
-    the folders in `test`. Without `ground_truth` there are no masks.
+    the folders in `test`. Without `ground_truth` there are no masks; without `test` nothing can be tested.
     fit, on_error: see `pictures.read_picture` and `pictures.readable`.  channels: None means 1 when every training file is
     greyscale, else 3.
     Raises InputError on another layout, an empty folder, or a defect without a mask of the size of its picture.
@@ -71,7 +72,9 @@ def mvtec(
         if categories is not None:
             raise InputError(f"{root}: is one category; categories (found {categories}) go with a folder of several")
         return _mvtec_category(root, size, fit, channels, on_error)
-    found = sorted(folder.parent.parent.name for folder in root.glob(f"*/train/{GOOD}"))
+    if not root.is_dir():
+        raise InputError(f"{root}: {'is a file' if root.exists() else 'no such folder'}, expected MVTec-AD's layout")
+    found = sorted(folder.parent.parent.name for folder in root.glob(f"[!.]*/train/{GOOD}"))
     if not found:
         raise InputError(f"{root}: neither it nor its sub-folders hold train/{GOOD}, expected is MVTec-AD's layout")
     chosen = found if categories is None else [categories] if isinstance(categories, str) else categories
@@ -82,17 +85,15 @@ def mvtec(
 
 def _mvtec_category(root: Path, size: int, fit: str, channels: int | None, on_error: str) -> Dataset:
     test_folder, truth = root / "test", root / "ground_truth"
-    defects = sorted(folder.name for folder in test_folder.glob("*") if folder.is_dir() and folder.name != GOOD)
-    if not defects:
-        raise InputError(f"{test_folder}: holds no folder of a defect beside {GOOD!r}")
-    kinds = [GOOD, *defects]
+    defects = sorted(folder.name for folder in test_folder.glob("[!.]*") if folder.is_dir() and folder.name != GOOD)
+    kinds = [GOOD, *defects] if test_folder.is_dir() else []
     train, *tests = _usable(
         [picture_folder(root / "train" / GOOD), *(picture_folder(test_folder / kind) for kind in kinds)], on_error
     )
     if channels is None:
         channels = 1 if all(header(file)[0] for file in train) else 3
     masks = [_masks(files, truth / kind) if kind != GOOD else [None] * len(files) for kind, files in zip(kinds, tests)]
-    groups = np.repeat(kinds, [len(files) for files in tests])
+    groups = np.repeat(np.array(kinds, str), [len(files) for files in tests])
     return Dataset(
         root.name,
         PictureFiles(train, size, channels, fit),

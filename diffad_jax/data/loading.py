@@ -22,7 +22,9 @@ def digits_each(anomalous_classes: Sequence[int] = tuple(range(10))) -> tuple[Da
 def adbench_folder(
     path: str | Path, rows: Sequence[str] = (), protocol: str = "clean", seed: int = 0
 ) -> tuple[Dataset, ...]:
-    """The ADBench sets named in `rows`, or all in the folder; see `adbench.adbench`."""
+    """The ADBench sets named in `rows`, or all in the folder, or the one that is the file `path`; see `adbench.adbench`."""
+    if Path(path).is_file():
+        return (adbench(path, None, protocol, seed),)
     return tuple(adbench(path, name, protocol, seed) for name in rows or adbench_names(path))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from diffad_jax.data.dataset import Dataset, checked, one_class_split
-from diffad_jax.data.npz import read_npz
+from diffad_jax.data.npz import read_arrays, read_npz
 from diffad_jax.errors import InputError
 
 
@@ -45,6 +45,23 @@ def labelled(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     path: an `.npz` with X and y (0 normal, 1 anomaly); pictures are values 0..255. Raises InputError on invalid data.
     """
     return checked(*read_npz(path), str(path))
+
+
+def unlabelled(path: str | Path) -> np.ndarray:
+    """Read data to score: the array X of an `.npz` file or that of an `.npy` file, [n, D], [n, H, W] (gets C = 1) or
+    [n, H, W, C], as stored.
+
+    Raises InputError where the file cannot be read.
+    """
+    path = Path(path)
+    if path.suffix == ".npy":
+        try:
+            X = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path}: cannot be read as numbers ({str(error).splitlines()[0]})") from error
+    else:
+        X = read_arrays(path, ("X",))["X"]
+    return X[..., None] if X.ndim == 3 else X
 
 
 def _read_pictures(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

@@ -29,13 +29,23 @@ class Transform(NamedTuple):
     def apply(self, x: Rows) -> np.ndarray:
         """Map raw x [n, ...] to float32 [n, ...]; computed in float64, chunk by chunk in bounded memory.
 
-        Raises InputError on data of another shape and on rows that are not finite.
+        Raises InputError on data of another shape or scale and on rows that are not finite.
         """
         check(x, self.shape)
+        self._check_scale(x)
         result = np.empty(x.shape, np.float32)
         for start, stop in chunks(x):
             result[start:stop] = self._apply(_rows(x, start, stop)).reshape(-1, *self.shape)
         return result
+
+    def _check_scale(self, x: Rows) -> None:
+        """Raises InputError on pictures from 0 to 1 where the run has learnt them from 0 to 255, or on a larger scale."""
+        if self.name != "range" or x.dtype.kind != "f" or not len(x):
+            return
+        center, half = float(self.arrays["center"]), float(1 / self.arrays["scale"])
+        largest = float(np.max(np.asarray(x)))
+        if center - half == 0 and center + half > 8 and 0 < largest <= 1:
+            raise InputError(f"transform: data up to {largest:g}, the run has learnt values from 0 to {2 * half:g}")
 
     def _apply(self, rows: np.ndarray) -> np.ndarray:
         if "floor" in self.arrays:
