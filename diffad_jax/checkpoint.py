@@ -90,7 +90,8 @@ class Checkpoints:
 
         best: the state of least loss, where one was saved with a loss.
         A damaged checkpoint is passed over for the one before it, with a warning that names it. Raises InputError when
-        a checkpoint is of another model, and when checkpoints exist and none can be read.
+        a checkpoint is of another model, and when checkpoints exist and none can be read; and RunFailed in the one of
+        several processes that cannot read the part that its devices hold, since others may have read theirs.
         """
         with self._failures_in_one_line():
             self._manager.wait_until_finished()
@@ -98,22 +99,26 @@ class Checkpoints:
         order = sorted(steps, key=lambda step: step != self._manager.best_step()) if best else steps
         damaged: list[int] = []
         for step in order:
-            state, reason = None, "another process cannot"
+            own_part = False
             try:
                 self._check_shapes(step, like)
+                own_part = jax.process_count() > 1
                 state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
             except InputError:
                 raise
             except Exception as error:  # Orbax raises many kinds for damaged files.
                 if distributed.of_another(error):
                     raise
-                reason = _reason(error)
-            # Each process reads the parts that its devices hold, and all must go on from one step.
-            if distributed.everywhere(state is not None):
+                if own_part:
+                    raise RunFailed(
+                        f"{self.directory}/{step}: process {jax.process_index()} cannot read its part ({_reason(error)}), "
+                        "and all must go on from one step; remove this checkpoint and start them again"
+                    ) from error
+                logging.warning("checkpoint %s/%d cannot be read (%s)", self.directory, step, _reason(error))
+                damaged.append(step)
+            else:
                 self._damaged = [bad for bad in damaged if bad > step]
                 return state
-            logging.warning("checkpoint %s/%d cannot be read (%s)", self.directory, step, reason)
-            damaged.append(step)
         if steps:
             raise InputError(f"{self.directory}: no checkpoint can be read (steps {steps}); remove it to start again")
         return None

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from diffad_jax.errors import InputError
 
@@ -58,13 +56,6 @@ def of_another(error: Exception) -> bool:
     """Whether this is how JAX's collectives, or Orbax where processes wait for each other, tell that another process died."""
     waited = isinstance(error, TimeoutError) and error.errno is None
     return jax.distributed.is_initialized() and (waited or isinstance(error, jax.errors.JaxRuntimeError))
-
-
-def everywhere(holds: bool) -> bool:
-    """Whether something holds in every process; all of them must ask."""
-    if jax.process_count() == 1:
-        return holds
-    return bool(multihost_utils.process_allgather(np.array(holds)).all())
 
 
 def _number(name: str) -> int | None:

@@ -67,9 +67,9 @@ def run(main: Callable[[list[str]], None]) -> None:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             _fail(f"{argv[1]}: unexpected argument; flags have the form --name=value")
-        for flag in flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"].__file__ or ""):
-            if flag.value == "":
-                _fail(f"--{flag.name}: found '', allowed is a value")
+        for name in _flag_names():
+            if flags.FLAGS[name].value == "":
+                _fail(f"--{name}: found '', allowed is a value")
         gc.freeze()
         gc.enable()
         use_compilation_cache()
@@ -169,7 +169,7 @@ def _with_config(argv: list[str], flag: str, default: str | None) -> list[str]:
 
 def _flag_names() -> list[str]:
     """The flags that a user of this command may set: those of the command itself, not of the libraries."""
-    main = sys.modules["__main__"].__file__
+    main = getattr(sys.modules["__main__"], "__file__", None)
     return sorted(
         flag.name
         for module, those in flags.FLAGS.flags_by_module_dict().items()

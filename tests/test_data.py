@@ -83,7 +83,7 @@ def test_split_refuses_bad_tables_in_one_line_that_names_the_source() -> None:
         (X * 1e39, y, "not finite as float32"),
         (X, y[:-1], r"y has shape \(59,\), X has 60 rows"),
         (X, y * 2, "labels 0, 2"),
-        (X, y * 0 + 1, "labels 1, it must hold both"),
+        (X, y * 0, "labels 0, it must hold both"),
         (X[:, 0], y, r"X has shape \(60,\)"),
         (X.astype(str), y, "must be real numbers"),
         (X[:12], y[:12], "10 normal rows give 5 to train on"),
@@ -97,7 +97,7 @@ def test_split_refuses_bad_tables_in_one_line_that_names_the_source() -> None:
 
 def test_where_there_are_normals_alone_all_train(tmp_path: Path) -> None:
     X, y = table()
-    split = one_class_split(X, 0 * y, "t")
+    split = one_class_split(X, 0 * y, "t", normals_alone=True)
     assert indices(split.train) == list(range(60)) and len(split.test) == len(split.labels) == 0
     with pytest.raises(InputError, match="labels 0, it must hold both"):
         labelled(save(tmp_path / "normals.npz", X, 0 * y))

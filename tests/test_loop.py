@@ -21,7 +21,6 @@ import pytest
 from jax import Array
 from processes import with_devices
 
-from diffad_jax import distributed
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.data.dataset import Rows
 from diffad_jax.data.pipeline import Pipeline, batch_rows
@@ -178,20 +177,6 @@ def test_a_damaged_checkpoint_is_passed_over_and_then_replaced(
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert_same(checkpoints.restore(start()), unbroken[1])
     assert "cannot be read" not in warnings_of_absl.text and saved(tmp_path) == {20, 30}
-
-
-def test_what_another_process_cannot_read_is_passed_over_too(
-    tmp_path: Path,
-    unbroken: tuple[Path, TrainState],
-    monkeypatch: pytest.MonkeyPatch,
-    warnings_of_absl: pytest.LogCaptureFixture,
-) -> None:
-    shutil.copytree(unbroken[0], tmp_path, dirs_exist_ok=True)
-    answers = iter([False, True])
-    monkeypatch.setattr(distributed, "everywhere", lambda holds: next(answers) and holds)
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert_same(checkpoints.restore(start()), run(tmp_path / "20", 20))
-    assert "checkpoints/30 cannot be read (another process cannot)" in warnings_of_absl.text
 
 
 def test_when_no_checkpoint_can_be_read_nothing_is_overwritten(

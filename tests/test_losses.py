@@ -9,8 +9,10 @@ import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
+import tiny
 from analytic import PROCESSES, amplitudes, gaussian_denoise, marginal_variance, negative_log_density
 from jax import Array
+from ml_collections import config_dict
 from numpy.testing import assert_allclose
 
 from diffad_jax import assembly, losses
@@ -115,6 +117,26 @@ def test_weighted_losses_are_their_definitions(name: str) -> None:
         assert_allclose(simple, definitions["eps"].mean(axis=(1, 2)), rtol=1e-8)
 
 
+def test_losses_are_of_what_is_not_clipped_and_held_out_ones_of_the_whole_network() -> None:
+    config = tiny.get_config("vectors")
+    x_0, u = jnp.linspace(-0.9, 0.9, 40).reshape(8, 5), jnp.linspace(0.05, 0.95, 8)
+    keys = jax.random.split(jax.random.key(0), 8)
+
+    def of(clip: float | None, dropout: float, held_out: bool = False) -> tuple[Array, Array]:
+        config.denoiser.clip, config.model.dropout = clip, dropout
+        system = assembly.assemble(config, (5,))
+        params = jax.tree.map(lambda p: p + 0.1, system.init(jax.random.key(1)))
+        loss = system.held_out_loss if held_out else system.loss
+        return jax.jit(jax.value_and_grad(lambda params: loss(params, x_0, u, keys).mean()))(params)
+
+    config.denoiser = {"predicts": "eps", "clip": config_dict.placeholder(float)}
+    with config.ignore_type():
+        plain, clipped, thinned, held_out = of(None, 0.0), of(0.1, 0.0), of(None, 0.5), of(None, 0.5, held_out=True)
+    jax.tree.map(assert_allclose, plain, clipped)
+    jax.tree.map(assert_allclose, plain, held_out)
+    assert abs(thinned[0] - plain[0]) > 1e-3
+
+
 def trained_times(**options: object) -> np.ndarray:
     """The times at which `weighted_loss` asks the denoiser, for 10,000 evenly spaced u."""
     asked: list[np.ndarray] = []
@@ -206,6 +228,13 @@ def test_bound_tightens_with_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         assert gaps[1] < 0.51 * gaps[0]
         assert gaps[2] < 0.51 * gaps[1]
         assert expected_gap(monkeypatch, PROCESSES["cosine"], 40, "small") > 0.1
+
+
+def test_fixed_variances_stay_near_the_bound_however_fine_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variance of the step to the datum is at least half of what it should be, which costs (1 - log 2) / 2 nats each."""
+    with jax.enable_x64(True):
+        for variance in ("small", "large"):
+            assert 0 < expected_gap(monkeypatch, PROCESSES["log_linear"], 1000, variance) < 3 * 0.25
 
 
 def test_terms_of_the_bound() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -209,6 +210,35 @@ def test_two_processes_remember_what_one_remembers(tmp_path: Path) -> None:
     np.testing.assert_allclose(*(load(tmp_path / name).statistics.threshold for name in ("one", "two")), rtol=1e-3)
     two, one = evaluated(tmp_path / "two", tmp_path)
     np.testing.assert_allclose(two["auroc"], one["auroc"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_part_that_one_process_cannot_read_ends_both(
+    arguments: tuple[str, ...], workdirs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = ("experiments.train", tmp_path, *arguments, f"--workdir={tmp_path / 'run'}")
+    shutil.copytree(workdirs["two"], tmp_path / "run")
+    (tmp_path / "run" / "statistics.npz").unlink()
+    damaged = tmp_path / "run" / "checkpoints" / "20"
+    largest = max(damaged.rglob("ocdbt.process_1/d/*"), key=lambda part: part.stat().st_size)
+    largest.write_bytes(bytes(200) + largest.read_bytes()[200:])
+    assert ended(start_two(*run), tmp_path) == [1, 1]  # type: ignore[arg-type]
+    told = [(tmp_path / str(i) / "err").read_text() for i in range(2)]
+    assert any(f"error: {damaged}: process" in one and "remove this checkpoint" in one for one in told), told
+    shutil.rmtree(damaged)
+    assert ended(start_two(*run), tmp_path) == [0, 0]  # type: ignore[arg-type]
+    like, again = load(workdirs["two"]), load(tmp_path / "run")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), like.params, again.params)
+
+
+@pytest.mark.slow
+def test_a_batch_that_the_devices_cannot_share_is_refused_before_training(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    spoilt = (*arguments, "--config.scoring.batch_size=30", f"--workdir={tmp_path / 'run'}")
+    assert ended(start_two("experiments.train", tmp_path, *spoilt), tmp_path) == [2, 2]
+    assert "config.scoring.batch_size: found 30, allowed are multiples of the 8" in (tmp_path / "0" / "err").read_text()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

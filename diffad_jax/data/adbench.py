@@ -25,6 +25,7 @@ def adbench(
     name: str | None = None,
     protocol: str = "clean",
     seed: int = 0,
+    normals_alone: bool = False,
     *,
     base_url: str = BASE_URL,
 ) -> Dataset:
@@ -36,13 +37,15 @@ def adbench(
     git blob SHA-1 agrees. ADBench is BSD-2; the MVTec-derived sets are CC BY-NC-SA 4.0 (no commercial use).
 
     In CIFAR10_x, FashionMNIST_x and SVHN_x class x is the NORMAL class.
-    protocol "clean" or "paper" and seed: see `dataset.one_class_split`; "paper" LEAKS test rows into training.
+    protocol "clean" or "paper", seed and normals_alone: see `dataset.one_class_split`; "paper" LEAKS test rows into training.
     Raises InputError when the set is unknown, ambiguous, unreachable, altered or invalid.
     """
     if path is None and not (path := os.environ.get(DATA_DIR_VARIABLE)):
         raise InputError(f"path: none given and {DATA_DIR_VARIABLE} is not set, one of them must name the data folder")
     file = _locate(Path(path), name, base_url)
-    return one_class_split(*read_npz(file), file.stem, protocol=protocol, seed=seed, source=str(file))
+    return one_class_split(
+        *read_npz(file), file.stem, protocol=protocol, seed=seed, source=str(file), normals_alone=normals_alone
+    )
 
 
 def adbench_names(path: str | Path) -> list[str]:

@@ -164,12 +164,19 @@ def _precision(X: np.ndarray, y: np.ndarray) -> np.dtype:
 
 
 def one_class_split(
-    X: ArrayLike, y: ArrayLike, name: str, *, protocol: str = "clean", seed: int = 0, source: str | None = None
+    X: ArrayLike,
+    y: ArrayLike,
+    name: str,
+    *,
+    protocol: str = "clean",
+    seed: int = 0,
+    source: str | None = None,
+    normals_alone: bool = False,
 ) -> Dataset:
     """Split labelled rows into normal-only training rows and a labelled test set.
 
-    train = the first round(0.5 n) of the n normal rows; test = the other normals, then all anomalies. Where there is no
-    anomaly nothing can be tested, and all rows train.
+    train = the first round(0.5 n) of the n normal rows; test = the other normals, then all anomalies. With
+    normals_alone there may be no anomaly: then nothing can be tested, and all rows train.
     X: [n, D], [n, H, W] or [n, H, W, C]; y: [n], 0 normal, 1 anomaly; both are validated as in `checked`.
 
     protocol "clean": seed 0 keeps the file order; each seed from 1 on shuffles the normals before the split.
@@ -183,7 +190,7 @@ def one_class_split(
         raise InputError(f"protocol: found {protocol!r}, allowed are 'clean' and 'paper'")
     if seed < 0:
         raise InputError(f"seed: found {seed}, allowed are integers from 0")
-    X, y = checked(X, y, source, normals_alone=True)
+    X, y = checked(X, y, source, normals_alone)
     if protocol == "paper" and len(y) < PAPER_ROWS:
         draw = np.random.default_rng(seed).choice(len(y), PAPER_ROWS, replace=True)
         X, y = X[draw], y[draw]

@@ -24,8 +24,8 @@ def adbench_folder(
 ) -> tuple[Dataset, ...]:
     """The ADBench sets named in `rows`, or all in the folder, or the one that is the file `path`; see `adbench.adbench`."""
     if Path(path).is_file():
-        return (adbench(path, None, protocol, seed),)
-    return tuple(adbench(path, name, protocol, seed) for name in rows or adbench_names(path))
+        return (adbench(path, None, protocol, seed, normals_alone=True),)
+    return tuple(adbench(path, name, protocol, seed, normals_alone=True) for name in rows or adbench_names(path))
 
 
 LOADERS: dict[str, Callable[..., Dataset | tuple[Dataset, ...]]] = {

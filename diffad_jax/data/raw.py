@@ -17,7 +17,7 @@ def pictures(path: str | Path, protocol: str = "clean", seed: int = 0) -> Datase
     protocol and seed: see `dataset.one_class_split`. Raises InputError on any other content.
     """
     X, y = _read_pictures(path)
-    return one_class_split(X, y, Path(path).stem, protocol=protocol, seed=seed, source=str(path))
+    return one_class_split(X, y, Path(path).stem, protocol=protocol, seed=seed, source=str(path), normals_alone=True)
 
 
 def mnist_c(path: str | Path, corruptions: Sequence[str] | None = None) -> tuple[Dataset, ...]:
