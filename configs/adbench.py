@@ -7,6 +7,8 @@ FOLDER holds `.npz` files of X, y. `--config.data.protocol=paper` gives the leak
 Data are whitened; the network is preconditioned by the exact denoiser of the Gaussian that whitening leaves, so training
 starts from the Mahalanobis distance and learns what is not Gaussian.
 
+A fifth of the normals, 256 at most, is held out for the threshold; the table's methods, which need none, learn from all.
+
 Result over the 21 ResNet18 sets of docs/results.md: mean AUROC 79.18 %, in 30 s of training and scoring on 2 CPU cores
 (`python -m experiments.table1 --data_dir FOLDER --out DIR --methods ddpm`).
 """
@@ -25,6 +27,8 @@ def get_config() -> ConfigDict:
     config.loss = {"name": "weighted", "weighting": "edm"}
     config.optimizer = {"learning_rate": 2e-3}
     config.training = {"num_steps": 300, "batch_size": 128, "steps_per_dispatch": 100, "ema_decay": 0.99}
+    # Network and whitening know their normals: a threshold from those would call many new ones anomalous (docs/results.md).
+    config.training.validation_rows = 0.2
     config.sampler = {"name": "ddim"}
     config.decoder = {"name": "gaussian_decoder"}
     # From sigma / alpha = 1.3 back to the datum.

@@ -32,8 +32,9 @@ from diffad_jax.workdir import Statistics, save_config
 class Training(NamedTuple):
     """config.training: how long, in what portions, and what is averaged. See `loop.fit` and `training.make_train_step`.
 
-    validation_rows: evenly spaced training rows that are held out, and on which every checkpoint's averaged parameters get a
-    loss. keep: the checkpoint that becomes the model, "last" or "best" by that loss.
+    validation_rows: evenly spaced training rows that are held out, also of the transform's fit: on them every checkpoint's
+    averaged parameters get a loss, and scores are calibrated. A number below 1 is a share of the rows, of which no more than
+    scoring.calibration_rows are taken. keep: the checkpoint that becomes the model, "last" or "best" by that loss.
     """
 
     num_steps: int
@@ -43,7 +44,7 @@ class Training(NamedTuple):
     accumulate: int = 1
     log_every: int = 50
     checkpoint_every: int = 1000
-    validation_rows: int = 0
+    validation_rows: float = 0
     keep: str = "last"
 
 
@@ -86,8 +87,11 @@ def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable
         raise InputError(f"config.training.keep: found {training.keep!r}, allowed are 'last' and 'best'")
     if training.keep == "best" and not training.validation_rows:
         raise InputError("config.training.keep: 'best' needs config.training.validation_rows, found 0")
-    if training.validation_rows == 1:
-        raise InputError("config.training.validation_rows: found 1, allowed are 0 and 2 or more")
+    if training.validation_rows == 1 or (training.validation_rows > 1 and training.validation_rows % 1):
+        raise InputError(
+            f"config.training.validation_rows: found {training.validation_rows}, allowed are whole numbers from 2, shares "
+            "below 1, and 0"
+        )
     if training.batch_size % training.accumulate:
         raise InputError(
             f"config.training.accumulate: found {training.accumulate}, which does not divide batch_size {training.batch_size}"
@@ -131,12 +135,13 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
             return
     elif any_in(workdir / "checkpoints"):
         raise InputError(f"{workdir}: holds checkpoints but no config.json to tell of what; choose another workdir")
-    transform = transforms.fit(train=dataset.train, **config.transform)
     scoring, pipeline = scoring_of(config), pipeline_of(config, dataset.train.shape[1:])
     system, state, step, settings = start(config, dataset.train.shape[1:])
     check(system, state.params, dataset.train.shape[1:], scoring.combination)
     parallel = parallel_of(config, settings)
-    chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows)
+    chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows, scoring.calibration_rows)
+    learnt = Chosen(dataset.train, chosen, dataset.train.dtype) if len(held_out) else dataset.train
+    transform = transforms.fit(train=learnt, **config.transform)
     calibrating = held_out if len(held_out) else evenly_spaced(len(dataset.train), scoring.calibration_rows)
     if scoring.combination == MEMORY and len(calibrating) < MIN_NORMALS:
         raise InputError(
@@ -204,8 +209,9 @@ def _middle(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return x[:, top // 2 : top // 2 + shape[0], left // 2 : left // 2 + shape[1]]
 
 
-def _hold_out(count: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers below `count`, parted into those to train on and `wanted` to validate on."""
+def _hold_out(count: int, wanted: float, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers below `count`, parted into those to train on and `wanted`, or a share, up to `most`, to validate on."""
+    wanted = min(round(wanted * count), most) if wanted < 1 else int(wanted)
     if wanted > count // 2:
         raise InputError(f"config.training.validation_rows: found {wanted}, allowed is up to half of the {count} rows")
     held_out = evenly_spaced(count, wanted)

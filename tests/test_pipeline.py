@@ -247,6 +247,23 @@ def test_held_out_rows_that_are_refused(jpegs: Jpegs, tmp_path: Path, training: 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("wanted", "held_out"), [(0.25, [0, 13, 26, 39]), (5, [0, 10, 20, 29, 39])])
+def test_held_out_rows_calibrate_and_teach_nothing(tmp_path: Path, wanted: float, held_out: list[int]) -> None:
+    config = tiny.get_config("vectors")
+    config.training.num_steps = 2
+    with config.ignore_type():
+        config.training.validation_rows, config.scoring.calibration_rows = wanted, 4
+    rows = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    rows[held_out] += 100
+    runs.train(config, Dataset("x", rows, rows[:2], np.array([0, 1])), tmp_path, progress=False)
+    found = Statistics.load(tmp_path)
+    np.testing.assert_allclose(
+        found.transform.arrays["center"], np.delete(rows, held_out, axis=0).mean(axis=0), rtol=1e-5
+    )
+    assert len(found.normal_scores) == len(held_out)
+    assert found.threshold > 100 * detector.load(tmp_path).score(np.delete(rows, held_out, axis=0)).max()
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,11 @@ from diffad_jax.ranges import RANGES
         ("model.channel_multipliers", (), "config.model.channel_multipliers"),
         ("training.ema_decay", 1.5, "config.training.ema_decay: found 1.5, allowed are numbers from 0 up to 1"),
         ("training.ema_decay", float("nan"), "config.training.ema_decay: found nan"),
-        ("training.validation_rows", 1, "config.training.validation_rows: found 1, allowed are 0 and 2 or more"),
+        (
+            "training.validation_rows",
+            1,
+            "config.training.validation_rows: found 1, allowed are whole numbers from 2, shares",
+        ),
         ("training.batch_size", 0, "config.training.batch_size: found 0, allowed are numbers from 1"),
         ("training.batch_size", 2.5, "config.training.batch_size: found 2.5, allowed is a whole number"),
         ("pipeline.workers", -1, "config.pipeline.workers: found -1, allowed are numbers from 0"),
