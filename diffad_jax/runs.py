@@ -226,7 +226,7 @@ def scoring_of(config: ConfigDict) -> Scoring:
         raise InputError(
             f"config.scoring.combination: found {scoring.combination!r}; {nearest(scoring.combination, known)}"
         )
-    if config.score.name == "bound" and scoring.combination in ("typicality", "fisher"):
+    if config.score.get("name") == "bound" and scoring.combination in ("typicality", "fisher"):
         raise InputError(
             f"config.scoring.combination: found {scoring.combination!r}, which takes logarithms; allowed with the score "
             "'bound', which may be negative, is 'standardised_mean'"

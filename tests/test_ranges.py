@@ -100,6 +100,15 @@ def test_ranges_name_settings_that_there_are() -> None:
     assert {path.rpartition(".")[2] for path in RANGES} <= settings
 
 
+def test_what_takes_logarithms_is_refused_with_a_score_that_may_be_negative() -> None:
+    config = tiny.get_config("vectors")
+    config.score = {"name": "bound"}
+    assert runs.scoring_of(config).combination == "standardised_mean"
+    config.scoring.combination = "fisher"
+    with pytest.raises(InputError, match="config.scoring.combination: found 'fisher', .* is 'standardised_mean'"):
+        runs.scoring_of(config)
+
+
 def test_noise_rises() -> None:
     with pytest.raises(InputError, match="config.process: found noise_min 9, allowed is less than noise_max 8"):
         log_linear(9.0, 8.0)
