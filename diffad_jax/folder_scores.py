@@ -59,7 +59,7 @@ def score_folder(
     _claim(out, trained, root)
     names = {file: os.path.relpath(file, root) for file in files}
     table = ScoreTable(out / "scores.csv", _newer(out / "scores.csv", names))
-    before = table.count(names.values()).scored
+    before = table.labels_of(names.values())
 
     def heat_map(file: Path) -> Path:
         return out / "heat_maps" / f"{names[file]}.png"
@@ -83,8 +83,8 @@ def score_folder(
             if faults and on_error == "fail":
                 raise InputError(f"{root / faults[0][0]}: {faults[0][1]}")
             bar.update(len(batch))
-    counts = table.count(names.values())
-    return counts._replace(new=counts.scored - before, unreadable=len(pictures.faults))
+    labels = table.labels_of(names.values())
+    return Counts(len(labels), len(labels) - len(before), sum(labels), len(pictures.faults))
 
 
 def score_rows(trained: Trained, file: Path, out: Path) -> Counts:
@@ -99,10 +99,9 @@ def score_rows(trained: Trained, file: Path, out: Path) -> Counts:
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     _claim(out, trained, file)
-    (out / "scores.csv").unlink(missing_ok=True)  # another content of the file may have been there
-    table = ScoreTable(out / "scores.csv")
-    table.append(map(str, range(len(rows))), scores, trained.statistics)
-    return table.count(table.labels)._replace(new=len(rows))
+    table = _rows(map(str, range(len(rows))), scores, trained.statistics)
+    write_atomically(out / "scores.csv", _lines([COLUMNS, *table]))
+    return Counts(len(table), len(table), sum(row[3] for row in table), 0)
 
 
 def probability(statistics: Statistics, scores: np.ndarray) -> np.ndarray:
@@ -194,17 +193,13 @@ class ScoreTable:
         write_atomically(path, _lines(rows))
         self.labels = {row[0]: int(row[3]) for row in rows[1:]}
 
-    def count(self, paths: Iterable[str]) -> Counts:
-        """How many of the paths are there, and how many of these are anomalous."""
-        found = [self.labels[path] for path in paths if path in self.labels]
-        return Counts(len(found), 0, sum(found), 0)
+    def labels_of(self, paths: Iterable[str]) -> list[int]:
+        """The labels of those of the paths that are there."""
+        return [self.labels[path] for path in paths if path in self.labels]
 
     def append(self, paths: Iterable[str], scores: np.ndarray, statistics: Statistics) -> None:
         """Adds a row for each score but for those whose path is there already."""
-        chances, labels = probability(statistics, scores), scores > statistics.threshold
-        # Six digits: the last bits of a score depend on where in a batch its picture stands.
-        rows = [(n, f"{s:.6g}", f"{p:.6g}", int(y)) for n, s, p, y in zip(paths, scores, chances, labels, strict=True)]
-        new = [row for row in rows if row[0] not in self.labels]
+        new = [row for row in _rows(paths, scores, statistics) if row[0] not in self.labels]
         _append(self.path, new)
         self.labels |= {row[0]: row[3] for row in new}
 
@@ -221,6 +216,12 @@ def _claim(out: Path, trained: Trained, root: Path) -> None:
     run = trained.config.to_json_best_effort(sort_keys=True).encode() + trained.statistics.normal_scores.tobytes()
     identity = {"input": str(root), "sha256": hashlib.sha256(run).hexdigest()[:16]}
     claim(out / "run.json", identity, "scores", "directory of scores")
+
+
+def _rows(paths: Iterable[str], scores: np.ndarray, statistics: Statistics) -> list[tuple[str, str, str, int]]:
+    """The rows of scores.csv. Six digits: the last bits of a score depend on where in a batch its datum stands."""
+    chances, labels = probability(statistics, scores), scores > statistics.threshold
+    return [(n, f"{s:.6g}", f"{p:.6g}", int(y)) for n, s, p, y in zip(paths, scores, chances, labels, strict=True)]
 
 
 def _newer(table: Path, names: Mapping[Path, str]) -> set[str]:

@@ -113,13 +113,13 @@ class Statistics:
         self.normal_scores, self.facts = normal_scores, dict(facts)
         self.dataset, self.rows = dataset, rows
 
-    def check_trained_on(self, dataset: Dataset, workdir: str) -> None:
-        """Raises InputError on a data set of another name or of other training rows than those of the run in `workdir`."""
+    def check_trained_on(self, dataset: Dataset, run: str) -> None:
+        """Raises InputError, which begins with `run`, on a data set of another name or with other training rows."""
         if dataset.name != self.dataset:
-            raise InputError(f"{workdir}: was trained on {self.dataset}, not on {dataset.name}; choose another workdir")
+            raise InputError(f"{run}: was trained on {self.dataset}, not on {dataset.name}; choose another workdir")
         if fingerprint(dataset.train) != self.rows:
             raise InputError(
-                f"{workdir}: was trained on other rows of {dataset.name} than those that there are now; put them back, or "
+                f"{run}: was trained on other rows of {dataset.name} than those that there are now; put them back, or "
                 "choose another workdir"
             )
 

@@ -33,17 +33,18 @@ FAULTS = flags.DEFINE_enum("on_error", "skip", ON_ERROR, "What to do about pictu
 def main(_: list[str]) -> None:
     root, out = Path(INPUT.value), Path(OUT.value)
     trained = detector.load(Path(WORKDIR.value))
-    if root.suffix in (".npz", ".npy") and not root.is_dir():
-        if HEAT_MAPS.value:
-            raise InputError(f"--heat_maps: allowed with a folder of pictures, {root} is a file")
+    of_rows = root.suffix in (".npz", ".npy") and not root.is_dir()
+    if of_rows and HEAT_MAPS.value:
+        raise InputError(f"--heat_maps: allowed with a folder of pictures, {root} is a file")
+    if of_rows:
         counts = score_rows(trained, root, out)
         print(f"scored: {counts.scored} rows: {out / 'scores.csv'}")
-        print(f"anomalous by the threshold of the normals, {trained.statistics.threshold:.6g}: {counts.anomalous}")
-        return
-    counts = score_folder(trained, root, picture_folder(root), out, HEAT_MAPS.value, FAULTS.value)
-    print(f"scored: {counts.scored} pictures, {counts.new} of them now: {out / 'scores.csv'}")
+    else:
+        counts = score_folder(trained, root, picture_folder(root), out, HEAT_MAPS.value, FAULTS.value)
+        print(f"scored: {counts.scored} pictures, {counts.new} of them now: {out / 'scores.csv'}")
     print(f"anomalous by the threshold of the normals, {trained.statistics.threshold:.6g}: {counts.anomalous}")
-    print(f"unreadable: {counts.unreadable}: {out / 'unreadable.csv'}")
+    if not of_rows:
+        print(f"unreadable: {counts.unreadable}: {out / 'unreadable.csv'}")
 
 
 if __name__ == "__main__":

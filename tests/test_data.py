@@ -335,6 +335,7 @@ def test_range_maps_the_stated_interval_to_minus_one_to_one() -> None:
     with pytest.raises(InputError, match="data up to 1, the run has learnt values from 0 to 255"):
         transform.apply(images / 255)
     assert (transform.apply(0 * images) == -1).all(), "black is a picture of any scale"
+    assert transform.apply(np.float32([[[0.0]], [[1.0]]])).max() < -0.99, "and so is one all but black"
     with pytest.raises(InputError, match=r"low = 0, high = 1, but training values span \[0, 255\]"):
         transforms.fit("range", images, low=0, high=1)
 
