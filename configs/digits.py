@@ -1,9 +1,10 @@
-"""U-Net DDPM on scikit-learn's 8x8 handwritten digits: one class is anomalous, the other nine are normal.
+"""U-Net DDPM on scikit-learn's 8x8 handwritten digits: one class or more are anomalous, the others normal.
 
     python -m experiments.train --config configs/digits.py --workdir runs/digits
     python -m experiments.evaluate --workdir runs/digits
 
-`configs/digits.py:3` makes class 3 the anomaly (default 0); `configs/digits.py:all` trains each of the ten settings.
+`configs/digits.py:3` makes class 3 the anomaly (default 0), `configs/digits.py:3,4` two classes; `configs/digits.py:all`
+trains each of the ten settings with one.
 
 Cost on 2 CPU cores: half a minute of training a setting and 8 s of scoring. Result: mean AUROC of the ten settings 93.95 %
 (85.69 for class 1 to 99.25 for class 7), see README.
@@ -15,11 +16,11 @@ from ml_collections import ConfigDict
 def get_config(anomalous_class: str = "0") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.data = (
-        {"name": "digits_each"}
-        if anomalous_class == "all"
-        else {"name": "digits", "anomalous_class": int(anomalous_class)}
-    )
+    if anomalous_class == "all":
+        config.data = {"name": "digits_each"}
+    else:
+        classes = tuple(int(digit) for digit in anomalous_class.split(","))
+        config.data = {"name": "digits", "anomalous_class": classes[0] if len(classes) == 1 else classes}
     config.transform = {"name": "range", "low": 0.0, "high": 16.0}
     config.process = {"name": "log_linear", "noise_min": 0.05, "noise_max": 20.0}
     config.model = {"name": "UNet", "channels": 32, "channel_multipliers": (1, 2), "num_blocks": 1, "norm_groups": 8}

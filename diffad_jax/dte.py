@@ -23,10 +23,11 @@ from diffad_jax.process import linear_betas
 NUM_STEPS = 300
 NUM_BINS = 7
 NEIGHBOURS = 5
-# Chosen on normals alone: experiments/selection.py.
-ADAPTIVE_NEIGHBOURS = 3
-BANDWIDTH_NEIGHBOURS = 3
-MAX_UNIT_RATIO = 4.0
+# Of `adaptive`, chosen by experiments/selection.py, like the constants of configs/adbench.py's whitening.
+TERMS = 300
+FEWEST, MOST = 3, 10
+BANDWIDTH_NEIGHBOURS = 10
+MAX_UNIT_RATIO = 1.3
 MAX_BANK_ROWS = 10_000
 
 Params = list[tuple[Array, Array]]
@@ -188,8 +189,9 @@ def non_parametric(x: np.ndarray, bank: np.ndarray) -> np.ndarray:
 def bandwidths(bank: np.ndarray, neighbours: int = BANDWIDTH_NEIGHBOURS, clip: float = MAX_UNIT_RATIO) -> np.ndarray:
     """h_i = sqrt(mean of the k smallest |x_i - x_j|^2, j != i), within [m / c, c m], m the median of those above 0: [N].
 
-    k: `neighbours`, c: `clip` >= 1; c = 1 gives all rows one unit. Where all rows are copies of others, or there is one row
-    alone, no scale is known, and m = 1.
+    k: `neighbours`, c: `clip` >= 1; c = 1 gives all rows one unit. Units without bounds would hide how sparse a region is,
+    which is what tells anomalies in tables, whose densities differ by orders of magnitude; in embeddings hardly any unit
+    reaches a bound. Where all rows are copies of others, or there is one row alone, no scale is known, and m = 1.
     """
     if len(bank) == 1:
         return np.ones(1)
@@ -200,11 +202,13 @@ def bandwidths(bank: np.ndarray, neighbours: int = BANDWIDTH_NEIGHBOURS, clip: f
     return np.clip(h, m / clip, clip * m)
 
 
-def adaptive(x: np.ndarray, bank: np.ndarray, units: np.ndarray, neighbours: int = ADAPTIVE_NEIGHBOURS) -> np.ndarray:
-    """The mean of the k = `neighbours` smallest |x - x_i| / h_i, h = `bandwidths(bank)`: [M, D] -> [M].
+def adaptive(x: np.ndarray, bank: np.ndarray, units: np.ndarray, terms: float = TERMS) -> np.ndarray:
+    """The mean of the k smallest |x - x_i| / h_i, h = `bandwidths(bank)`, k = `terms` / D within 3 and 10: [M, D] -> [M].
 
     Diffusion time in which each training datum's noise is measured in the units of its own neighbourhood: the empirical
     model (1 / N) sum_i N(x; x_i, h_i^2 s^2 I) has sample-point bandwidths (Breiman, Meisel & Purcell 1977, eq. 2.2), and
-    for small noise the s^2 that explains x best is governed by the smallest |x - x_i| / h_i; the mean of several steadies it.
+    for small noise the s^2 that explains x best is governed by the smallest |x - x_i| / h_i; the mean of several steadies it,
+    the fewer the more columns each distance already sums over.
     """
-    return knn_distances(x, bank, min(neighbours, len(bank)), units).mean(axis=1, dtype=np.float64)
+    k = round(min(max(terms / bank.shape[1], FEWEST), MOST))
+    return knn_distances(x, bank, min(k, len(bank)), units).mean(axis=1, dtype=np.float64)

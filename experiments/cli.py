@@ -108,11 +108,11 @@ def run(main: Callable[[list[str]], None]) -> None:
     app.run(guarded, flags_parser=parse)
 
 
-def chosen_rows(data_dir: str, rows: Sequence[str]) -> list[str]:
-    """The data sets of the folder --data_dir that --rows names, with their sub-folder or without; all by default."""
+def chosen_rows(data_dir: str, rows: Sequence[str] = (), flag: str = "data_dir") -> list[str]:
+    """The data sets of the folder that a flag names, those of --rows, with their sub-folder or without; all by default."""
     names = adbench_names(data_dir)
     if not names:
-        raise InputError(f"--data_dir: {data_dir} holds no .npz file")
+        raise InputError(f"--{flag}: {data_dir} holds no .npz file")
     for row in rows:
         if row not in set(names) | {name.split("/")[-1] for name in names}:
             raise InputError(f"--rows: found {row!r}; {nearest(row, names)}")

@@ -1,15 +1,17 @@
-"""The constants of `ours` and of the whitening, chosen on normals alone.
+"""The constants of `ours` and of the whitening, chosen without a label of the sets that they are for.
 
-python -m experiments.selection --data_dir FOLDER --out DIR [--rows X,Y]
+python -m experiments.selection --data_dir FOLDER --out DIR [--rows X,Y] [--labelled OTHERS]
 
 Of each ADBench set only the training normals are read, at most 1,500 of them. Two thirds are the detector's; the rest must be
-told from its own pseudo-anomalies, and the criterion is the AUROC of that, the mean over kinds and sets. One constant changes
-at a time, from the plain method on (columns standardised, OAS, one unit everywhere), until no change helps. Writes
-selection.csv, a line for each setting and set, and selection.md into DIR.
+told from its own pseudo-anomalies, and the criterion is the AUROC of that, the mean over kinds and sets. OTHERS are sets of
+the same format that nothing else is measured on: their labels are read, and the criterion is the mean of the former and of
+the AUROC on these. One constant changes at a time, from the plain method on (columns standardised, OAS, one unit everywhere),
+until no change helps. Writes selection.csv, a line for each setting and set, and selection.md into DIR.
 """
 
 import csv
 import io
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +23,7 @@ from tqdm import tqdm
 from diffad_jax import dte
 from diffad_jax.data import transforms
 from diffad_jax.data.adbench import adbench
+from diffad_jax.data.dataset import Dataset
 from diffad_jax.metrics import metrics
 from diffad_jax.pseudo import pseudo_anomalies
 from diffad_jax.table import grid
@@ -30,62 +33,81 @@ from experiments import cli
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of ADBench .npz files of X, y.", required=True)
 OUT = flags.DEFINE_string("out", None, "Directory for the results.", required=True)
 ROWS = flags.DEFINE_list("rows", [], "Data sets; all of the folder by default.")
+LABELLED = flags.DEFINE_string("labelled", None, "Folder of other sets, whose labels may be read.")
 MAX_ROWS = 1500
 SEED = 0
+ANOMALIES = "anomalies"
 
 
 class Settings(NamedTuple):
-    """The constants of `transforms.fit("whiten")`, `dte.adaptive` and `dte.bandwidths`; by default the plain method."""
+    """The constants of `transforms.fit("whiten")`, `dte.bandwidths` and `dte.adaptive`; by default the plain method."""
 
     pooling: float = 0.0
     shrinkage: float = 0.0
     clip: float = 1.0
     bandwidth_neighbours: int = 3
-    neighbours: int = 5
+    terms: float = 0.0
 
 
 # Pooling ends at 1: beyond, columns keep the unit that they came in, whatever it is.
 GRID: dict[str, tuple[float, ...]] = {
     "pooling": (0.0, 0.03, 0.1, 0.3, 1.0),
     "shrinkage": (0.0, 0.1, 0.3, 0.5, 0.8),
-    "clip": (1.0, 1.5, 2.0, 4.0),
+    "clip": (1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0),
     "bandwidth_neighbours": (1, 3, 5, 10),
-    "neighbours": (3, 5, 10),
+    "terms": (0.0, 100.0, 300.0, 1000.0, np.inf),
 }
 
 
 class Problem(NamedTuple):
-    """Normals [N, D] to fit a detector on, and held-out normals [M, D] with their pseudo-anomalies [M, D], by kind."""
+    """Normals [N, D] to fit a detector on, other normals [M, D], and what must be told from these, [K, D] by kind."""
 
     name: str
     normals: np.ndarray
     held_out: np.ndarray
-    spoilt: dict[str, np.ndarray]
+    abnormal: dict[str, np.ndarray]
 
 
-def problem(name: str, normals: np.ndarray) -> Problem:
-    """The problem that a set's training normals [N, D] make."""
-    drawn = normals[np.random.default_rng(SEED).permutation(len(normals))[:MAX_ROWS]]
+def of_normals(name: str, normals: np.ndarray) -> Problem:
+    """The problem that a set's training normals [N, D] make with their pseudo-anomalies."""
+    drawn = shuffled(normals)
     held_out = drawn[2 * len(drawn) // 3 :]
     return Problem(name, drawn[: 2 * len(drawn) // 3], held_out, pseudo_anomalies(held_out, SEED))
 
 
+def of_labels(dataset: Dataset) -> Problem:
+    """A labelled set as it is."""
+    test = np.asarray(dataset.test)
+    normals, anomalies = test[dataset.labels == 0], test[dataset.labels == 1]
+    return Problem(dataset.name, shuffled(np.asarray(dataset.train)), normals, {ANOMALIES: anomalies})
+
+
+def shuffled(normals: np.ndarray) -> np.ndarray:
+    """The rows [N, D] in another order, at most MAX_ROWS of them."""
+    return normals[np.random.default_rng(SEED).permutation(len(normals))[:MAX_ROWS]]
+
+
 def separations(problem: Problem, candidates: Sequence[Settings]) -> list[dict[str, float]]:
-    """The AUROC of each kind of pseudo-anomaly against the held-out normals, for `methods.ours` with each of the settings."""
+    """The AUROC of each kind against the held-out normals, for `methods.ours` with each of the settings."""
     fitted, found = None, []
-    labels = np.repeat([0, 1], len(problem.held_out))
+    groups = [problem.held_out, *problem.abnormal.values()]
+    ends = np.cumsum([len(group) for group in groups])[:-1]
     for settings in candidates:
         whitening = {"pooling": settings.pooling, "shrinkage": settings.shrinkage}
         if whitening != fitted:
             transform = transforms.fit("whiten", problem.normals, **whitening)
-            bank = transform.apply(problem.normals)
-            rows = transform.apply(np.concatenate([problem.held_out, *problem.spoilt.values()]))
+            bank, rows = transform.apply(problem.normals), transform.apply(np.concatenate(groups))
             fitted = whitening
         units = dte.bandwidths(bank, settings.bandwidth_neighbours, settings.clip)
-        normal, *spoilt = dte.adaptive(rows, bank, units, settings.neighbours).reshape(-1, len(problem.held_out))
-        scores = (np.concatenate([normal, one]) for one in spoilt)
-        found.append({kind: metrics(labels, s)["auroc"] for kind, s in zip(problem.spoilt, scores)})
+        normal, *others = np.split(dte.adaptive(rows, bank, units, settings.terms), ends)
+        found.append({kind: auroc(normal, scores) for kind, scores in zip(problem.abnormal, others)})
     return found
+
+
+def auroc(normal: np.ndarray, abnormal: np.ndarray) -> float:
+    """Of the scores of normals and of others."""
+    labels = np.repeat([0, 1], [len(normal), len(abnormal)])
+    return metrics(labels, np.concatenate([normal, abnormal]))["auroc"]
 
 
 class Selection:
@@ -96,8 +118,11 @@ class Selection:
         self.measured: dict[Settings, list[dict[str, float]]] = {}
 
     def criterion(self, settings: Settings) -> float:
-        """The mean over kinds and sets."""
-        return float(np.mean([list(kinds.values()) for kinds in self.measured[settings]]))
+        """The mean over kinds and sets of the pseudo-anomalies, or of that and the mean over labelled sets."""
+        by_labels: dict[bool, list[float]] = defaultdict(list)
+        for kinds in self.measured[settings]:
+            by_labels[ANOMALIES in kinds].append(float(np.mean(list(kinds.values()))))
+        return float(np.mean([np.mean(one) for one in by_labels.values()]))
 
     def best(self, candidates: Sequence[Settings], name: str) -> Settings:
         """The candidate of the highest criterion, the first of equals."""
@@ -136,13 +161,13 @@ def markdown(selection: Selection, chosen: Settings) -> str:
 
 def write(selection: Selection, out: Path, text: str) -> None:
     """Writes selection.csv and selection.md."""
-    kinds = list(selection.problems[0].spoilt)
+    kinds = list(dict.fromkeys(kind for one in selection.problems for kind in one.abnormal))
     content = io.StringIO(newline="")
     lines = csv.writer(content, lineterminator="\n")
     lines.writerow([*Settings._fields, "dataset", *kinds])
     for settings, measured in selection.measured.items():
         for one, aurocs in zip(selection.problems, measured):
-            lines.writerow([*settings, one.name, *(round(aurocs[kind], 6) for kind in kinds)])
+            lines.writerow([*settings, one.name, *(round(aurocs[kind], 6) if kind in aurocs else "" for kind in kinds)])
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "selection.csv", content.getvalue().encode())
     write_atomically(out / "selection.md", text.encode())
@@ -150,8 +175,10 @@ def write(selection: Selection, out: Path, text: str) -> None:
 
 def main(_: list[str]) -> None:
     names = cli.chosen_rows(DATA_DIR.value, ROWS.value)
-    # No test row and no label goes beyond this line.
-    problems = [problem(name, np.asarray(adbench(DATA_DIR.value, name).train)) for name in names]
+    others = cli.chosen_rows(LABELLED.value, flag="labelled") if LABELLED.value else []
+    # No test row and no label of DATA_DIR goes beyond this line.
+    problems = [of_normals(name, np.asarray(adbench(DATA_DIR.value, name).train)) for name in names]
+    problems += [of_labels(adbench(LABELLED.value, name)) for name in others]
     selection = Selection(problems)
     chosen = selection.ascend()
     text = markdown(selection, chosen)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from configs import benchmark
+from configs import benchmark, digits
 from diffad_jax import runs
+from diffad_jax.data.loading import load
 
 ROOT = Path(__file__).parents[1]
 # With an underscore begins what configs share, without a network.
@@ -22,6 +23,11 @@ def test_a_config_is_taken(name: str) -> None:
     runs.parallel_of(config, training)
     runs.pipeline_of(config, shape)
     runs.scoring_of(config)
+
+
+def test_digits_may_miss_several_classes() -> None:
+    named = digits.get_config("3,4").data
+    assert load(named)[0].name == "digits_anomalous_34" and digits.get_config("3").data.anomalous_class == 3
 
 
 @pytest.mark.parametrize("name", benchmark.MODELS)

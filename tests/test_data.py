@@ -395,6 +395,20 @@ def test_whitened_normals_have_about_unit_covariance() -> None:
     np.testing.assert_allclose(np.cov(whitened.T), np.eye(8), atol=0.12)
 
 
+def test_many_rows_are_hardly_shrunk_whatever_is_asked() -> None:
+    generator = np.random.default_rng(4)
+    # One factor behind all columns: OAS itself shrinks by less.
+    rows = generator.normal(size=(50, 1)) * [1, 2, 3, 4] + 0.2 * generator.normal(size=(50, 4))
+    asked = {
+        share: transforms.fit("whiten", rows, pooling=0.0, shrinkage=share).arrays["matrix"] for share in (0.5, 1.0)
+    }
+    scaled = rows / rows.std(axis=0)
+    shrunk = 0.92 * np.cov(scaled.T, bias=True) + 0.08 * np.eye(4)  # 4 / 50 of the unit matrix.
+    for matrix in asked.values():
+        whitened = matrix * rows.std(axis=0)[:, None]
+        np.testing.assert_allclose(whitened.T @ shrunk @ whitened, np.eye(4), atol=1e-9)
+
+
 def test_identical_normals_are_only_centred() -> None:
     same = np.full((20, 3), 0.1, np.float32)
     for name in ("standardise", "whiten"):

@@ -83,7 +83,8 @@ def test_adaptive_measures_in_the_units_of_each_neighbourhood() -> None:
     h = np.clip(h, m / 2, 2 * m)
     assert_allclose(dte.bandwidths(bank, 3, clip=2.0), h, rtol=1e-4)
     x = RNG.normal(size=(30, 3)).astype(np.float32)
-    assert_allclose(dte.adaptive(x, bank, h, 5), brute_nearest(x, bank, 5, h).mean(axis=1), rtol=1e-4)
+    for terms, k in ((15, 5), (1, 3), (300, 10)):
+        assert_allclose(dte.adaptive(x, bank, h, terms), brute_nearest(x, bank, k, h).mean(axis=1), rtol=1e-4)
 
 
 def test_bandwidths_of_copies_are_finite() -> None:

@@ -1,4 +1,4 @@
-"""Selection: it chooses what its measurements say, these are what they claim, and nothing but training normals goes in."""
+"""Selection: it chooses what its measurements say, these are what they claim, and no label but those that may be read."""
 
 import csv
 from collections import defaultdict
@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
 from diffad_jax.data import transforms
 from diffad_jax.pseudo import pseudo_anomalies
 
-CONSTANTS = ("pooling", "shrinkage", "clip", "bandwidth_neighbours", "neighbours")
+CONSTANTS = ("pooling", "shrinkage", "clip", "bandwidth_neighbours", "terms")
 
 
 def clusters(rows: int, seed: int = 0) -> np.ndarray:
@@ -41,24 +41,27 @@ def test_pseudo_anomalies_are_made_of_pairs_of_different_normals() -> None:
     assert all(np.array_equal(x, again[kind]) and not np.array_equal(x, different[kind]) for kind, x in spoilt.items())
 
 
-def brute_force(normals: np.ndarray, settings: dict[str, float]) -> dict[str, float]:
-    """The AUROC of each kind, by the formulas in the docstrings of `dte`; the split is that of the command."""
-    drawn = normals[np.random.default_rng(0).permutation(len(normals))]
-    cut = 2 * len(normals) // 3
-    transform = transforms.fit("whiten", drawn[:cut], pooling=settings["pooling"], shrinkage=settings["shrinkage"])
-    bank = transform.apply(drawn[:cut]).astype(float)
-    near, far = int(settings["bandwidth_neighbours"]), int(settings["neighbours"])
+def brute_scores(normals: np.ndarray, rows: np.ndarray, settings: dict[str, float]) -> np.ndarray:
+    """The scores of rows by the formulas in the docstrings of `dte`."""
+    transform = transforms.fit("whiten", normals, pooling=settings["pooling"], shrinkage=settings["shrinkage"])
+    bank = transform.apply(normals).astype(float)
+    near, far = int(settings["bandwidth_neighbours"]), round(min(max(settings["terms"] / bank.shape[1], 3), 10))
     h = np.sqrt((NearestNeighbors(n_neighbors=near).fit(bank).kneighbors()[0] ** 2).mean(axis=1))
     h = np.clip(h, np.median(h) / settings["clip"], np.median(h) * settings["clip"])
+    distances = np.linalg.norm(transform.apply(rows)[:, None].astype(float) - bank, axis=-1) / h
+    return np.sort(distances, axis=1)[:, :far].mean(axis=1)
 
-    def score(x: np.ndarray) -> np.ndarray:
-        distances = np.linalg.norm(transform.apply(x)[:, None].astype(float) - bank, axis=-1) / h
-        return np.sort(distances, axis=1)[:, :far].mean(axis=1)
 
+def brute_force(normals: np.ndarray, settings: dict[str, float]) -> dict[str, float]:
+    """The AUROC of each kind of pseudo-anomaly; the split is that of the command."""
+    drawn = normals[np.random.default_rng(0).permutation(len(normals))]
+    cut = 2 * len(normals) // 3
     held_out = drawn[cut:]
-    spoilt = pseudo_anomalies(held_out, 0)
     labels = np.repeat([0, 1], len(held_out))
-    return {k: roc_auc_score(labels, np.concatenate([score(held_out), score(x)])) for k, x in spoilt.items()}
+    return {
+        kind: roc_auc_score(labels, brute_scores(drawn[:cut], np.concatenate([held_out, x]), settings))
+        for kind, x in pseudo_anomalies(held_out, 0).items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,39 @@ def test_measurements_are_those_of_brute_force_and_no_change_of_one_constant_bea
     chosen = tuple(float(part.split(" = ")[1]) for part in said.split(", "))
     for i, name in enumerate(CONSTANTS):
         line = [s for s in criterion if s[:i] + s[i + 1 :] == chosen[:i] + chosen[i + 1 :]]
-        assert len(line) == {"pooling": 5, "shrinkage": 5, "clip": 4, "bandwidth_neighbours": 4, "neighbours": 3}[name]
+        assert len(line) == {"pooling": 5, "shrinkage": 5, "clip": 7, "bandwidth_neighbours": 4, "terms": 5}[name]
         assert criterion[chosen] >= max(criterion[s] for s in line) - 1e-6
-    assert criterion[chosen] > criterion[0, 0, 1, 3, 5]
+    assert criterion[chosen] > criterion[0, 0, 1, 3, 0]
+
+
+def test_labelled_sets_count_for_half(tmp_path: Path) -> None:
+    folder, others = tmp_path / "data", tmp_path / "others"
+    anomalies = clusters(30, seed=3) + 4
+    for home, name, x, y in (
+        (folder, "a", clusters(90), np.repeat([0, 1], [60, 30])),
+        (others, "c", np.concatenate([clusters(80, seed=2), anomalies]), np.repeat([0, 1], [80, 30])),
+        (others, "d", np.concatenate([clusters(60, seed=4), anomalies]), np.repeat([0, 1], [60, 30])),
+    ):
+        home.mkdir(exist_ok=True)
+        np.savez(home / f"{name}.npz", X=x, y=y)
+    flags = [f"--data_dir={folder}", f"--out={tmp_path / 'out'}"]
+    done = command("experiments.selection", *flags, f"--labelled={others}", output=tmp_path / "said")
+    assert done.code == 0, done.err
+    text = (tmp_path / "out/selection.md").read_text().split("chosen: ")[1]
+    values, criterion = text.split(" (criterion ")
+    chosen = {name: float(value) for name, value in (part.split(" = ") for part in values.split(", "))}
+    with (tmp_path / "out/selection.csv").open(newline="") as file:
+        lines = [line for line in csv.DictReader(file) if all(float(line[name]) == chosen[name] for name in CONSTANTS)]
+    pseudo, *labelled = lines
+    assert [line["dataset"] for line in lines] == ["a", "c", "d"] and pseudo["anomalies"] == ""
+    normals = clusters(80, seed=2)  # The first half of the file trains.
+    scores = brute_scores(normals[:40], np.concatenate([normals[40:], anomalies]), chosen)
+    assert float(labelled[0]["anomalies"]) == pytest.approx(
+        roc_auc_score(np.repeat([0, 1], [40, 30]), scores), abs=2e-3
+    )
+    kinds = [float(pseudo[kind]) for kind in ("swap half", "swap fifth", "extrapolate", "noise")]
+    mean = (np.mean(kinds) + np.mean([float(line["anomalies"]) for line in labelled])) / 2
+    assert float(criterion.split(",")[0]) == pytest.approx(mean, abs=1e-4)
+    (tmp_path / "empty").mkdir()
+    done = command("experiments.selection", *flags, f"--labelled={tmp_path / 'empty'}", output=tmp_path / "said")
+    assert done.code == 2 and f"--labelled: {tmp_path / 'empty'} holds no .npz file" in done.err

@@ -110,11 +110,11 @@ def fit(name: str, train: Rows, **options: Any) -> Transform:
     "standardise": (x - mean) / std per column; a constant column is divided by 1.
     "whiten" (pooling = 1.0, shrinkage = 0.0): ((x - mean) / s) W, PCA whitening by the shrunk covariance C of the scaled
     normals: W = V L^(-1/2) with C = V L V^T, leading components first, so that normals have about unit covariance even for
-    N << D. `shrinkage` is a floor under the intensity rho of OAS. The scale s_j^2 = v_j + pooling PR median(v) of a column
-    of variance v_j bends with the participation ratio PR = (sum v)^2 / sum v^2, the number of columns that share the
-    variance: where a few columns hold it all, units are arbitrary and s nearly standardises; where many share it, as in
-    embeddings, the unit is common and s is nearly constant. pooling = 0 standardises. A constant column has the variance
-    that the shrinkage lends it.
+    N << D. `shrinkage`, or D / N where that is less, is a floor under the intensity rho of OAS: of few columns and many rows
+    the covariance is known well. The scale s_j^2 = v_j + pooling PR median(v) of a column of variance v_j bends with the
+    participation ratio PR = (sum v)^2 / sum v^2, the number of columns that share the variance: where a few columns hold it
+    all, units are arbitrary and s nearly standardises; where many share it, as in embeddings, the unit is common and s is
+    nearly constant. pooling = 0 standardises. A constant column has the variance that the shrinkage lends it.
 
     Source of the shrinkage: Chen et al. 2010, "Shrinkage algorithms for MMSE covariance estimation", eq. 23, in the
     form of scikit-learn's `oas`, which neglects the terms 2/p.
@@ -182,12 +182,15 @@ FITS: dict[str, Callable[..., Arrays]] = {
 
 
 def _shrunk(covariance: np.ndarray, n: int, floor: float) -> np.ndarray:
-    """(1 - rho) S + rho mu I, mu the mean variance, rho the oracle-approximating shrinkage for n rows or the floor."""
+    """(1 - rho) S + rho mu I, mu the mean variance, rho the oracle-approximating shrinkage for n rows.
+
+    rho is at least min(floor, p / n).
+    """
     p = len(covariance)
     mu = covariance.trace() / p
     mean_square = np.square(covariance).mean()
     excess = (n + 1) * (mean_square - mu**2 / p)
-    rho = max(min((mean_square + mu**2) / excess, 1.0) if excess > 0 else 1.0, floor)
+    rho = max(min((mean_square + mu**2) / excess, 1.0) if excess > 0 else 1.0, min(floor, p / n))
     return (1 - rho) * covariance + rho * mu * np.eye(p)
 
 
