@@ -395,6 +395,15 @@ def test_whitened_normals_have_about_unit_covariance() -> None:
     np.testing.assert_allclose(np.cov(whitened.T), np.eye(8), atol=0.12)
 
 
+@pytest.mark.parametrize("name", ["standardise", "whiten"])
+def test_far_rows_stay_finite(name: str) -> None:
+    rows = np.random.default_rng(6).normal(size=(30, 3)) * 1e-4
+    transform = transforms.fit(name, rows)
+    with np.errstate(over="raise"):
+        found = transform.apply(np.array([[1e38, 1, -3e38], [0, 0, 0]]))
+    assert np.isfinite(found).all() and abs(found[0]).max() == np.finfo(np.float32).max and abs(found[1]).max() < 9
+
+
 def test_many_rows_are_hardly_shrunk_whatever_is_asked() -> None:
     generator = np.random.default_rng(4)
     # One factor behind all columns: OAS itself shrinks by less.

@@ -14,6 +14,7 @@ from diffad_jax.errors import InputError
 Arrays = dict[str, np.ndarray]
 
 MAX_WHITEN_WIDTH = 8192
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class Transform(NamedTuple):
@@ -29,13 +30,15 @@ class Transform(NamedTuple):
     def apply(self, x: Rows) -> np.ndarray:
         """Map raw x [n, ...] to float32 [n, ...]; computed in float64, chunk by chunk in bounded memory.
 
+        A value beyond the range of float32, as a far anomaly's may be, becomes the end of that range.
         Raises InputError on data of another shape or scale and on rows that are not finite.
         """
         check(x, self.shape)
         self._check_scale(x)
         result = np.empty(x.shape, np.float32)
         for start, stop in chunks(x):
-            result[start:stop] = self._apply(_rows(x, start, stop)).reshape(-1, *self.shape)
+            rows = self._apply(_rows(x, start, stop))
+            result[start:stop] = np.clip(rows, -LARGEST, LARGEST, out=rows).reshape(-1, *self.shape)
         return result
 
     def _check_scale(self, x: Rows) -> None:
