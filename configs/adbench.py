@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.data = {"name": "adbench_folder", "path": "data/adbench", "protocol": "clean", "seed": 0}
+    # The shrinkage is lowered to D / N where rows are many, see `transforms.fit`.
     config.transform = {"name": "whiten", "pooling": 1.0, "shrinkage": 0.3}
     config.process = {"name": "log_linear", "noise_min": 0.2, "noise_max": 8.0}
     config.model = {"name": "MLP", "width": 128, "depth": 1, "features": 128}

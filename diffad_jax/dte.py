@@ -23,11 +23,11 @@ from diffad_jax.process import linear_betas
 NUM_STEPS = 300
 NUM_BINS = 7
 NEIGHBOURS = 5
-# Of `adaptive`, chosen by experiments/selection.py, like the constants of configs/adbench.py's whitening.
-TERMS = 300
-FEWEST, MOST = 3, 10
+# Of `bandwidths` and `adaptive`, chosen by experiments/selection.py, like the constants of configs/adbench.py's whitening.
 BANDWIDTH_NEIGHBOURS = 10
 MAX_UNIT_RATIO = 1.3
+TERMS = 300
+FEWEST, MOST = 3, 10  # the ends of the range in which TERMS decides
 MAX_BANK_ROWS = 10_000
 
 Params = list[tuple[Array, Array]]
@@ -190,8 +190,9 @@ def bandwidths(bank: np.ndarray, neighbours: int = BANDWIDTH_NEIGHBOURS, clip: f
     """h_i = sqrt(mean of the k smallest |x_i - x_j|^2, j != i), within [m / c, c m], m the median of those above 0: [N].
 
     k: `neighbours`, c: `clip` >= 1; c = 1 gives all rows one unit. Units without bounds would hide how sparse a region is,
-    which is what tells anomalies in tables, whose densities differ by orders of magnitude; in embeddings hardly any unit
-    reaches a bound. Where all rows are copies of others, or there is one row alone, no scale is known, and m = 1.
+    which is what tells anomalies in tables, whose densities differ by orders of magnitude: most of their units lie beyond
+    c = 1.3, of those of embeddings about a tenth. Where all rows are copies of others, or there is one row alone, no scale is
+    known, and m = 1.
     """
     if len(bank) == 1:
         return np.ones(1)

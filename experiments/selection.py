@@ -1,4 +1,4 @@
-"""The constants of `ours` and of the whitening, chosen without a label of the sets that they are for.
+"""The constants of `ours` and of the whitening, chosen without a label of the sets in --data_dir.
 
 python -m experiments.selection --data_dir FOLDER --out DIR [--rows X,Y] [--labelled OTHERS]
 
@@ -24,6 +24,7 @@ from diffad_jax import dte
 from diffad_jax.data import transforms
 from diffad_jax.data.adbench import adbench
 from diffad_jax.data.dataset import Dataset
+from diffad_jax.errors import InputError
 from diffad_jax.metrics import metrics
 from diffad_jax.pseudo import pseudo_anomalies
 from diffad_jax.table import grid
@@ -176,6 +177,8 @@ def write(selection: Selection, out: Path, text: str) -> None:
 def main(_: list[str]) -> None:
     names = cli.chosen_rows(DATA_DIR.value, ROWS.value)
     others = cli.chosen_rows(LABELLED.value, flag="labelled") if LABELLED.value else []
+    if others and {Path(name).name for name in names} & {Path(name).name for name in others}:
+        raise InputError(f"--labelled: {LABELLED.value} holds sets of --data_dir, whose labels may not be read")
     # No test row and no label of DATA_DIR goes beyond this line.
     problems = [of_normals(name, np.asarray(adbench(DATA_DIR.value, name).train)) for name in names]
     problems += [of_labels(adbench(LABELLED.value, name)) for name in others]

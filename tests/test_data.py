@@ -382,7 +382,8 @@ def test_whiten_standardises_mixed_units_and_keeps_common_ones() -> None:
     other[:, 3] *= 30
     a, b = (transforms.fit("whiten", x).apply(x) for x in (mixed, other))
     assert np.corrcoef((a**2).sum(axis=1), (b**2).sum(axis=1))[0, 1] > 0.9
-    unit = np.linalg.norm(transforms.fit("whiten", common, shrinkage=1.0).arrays["matrix"], axis=1)
+    # Of 15 rows in 20 columns, where the whole of the shrinkage is given: the rotation is left out.
+    unit = np.linalg.norm(transforms.fit("whiten", common[:15], shrinkage=1.0).arrays["matrix"], axis=1)
     assert unit.max() / unit.min() < 2
 
 
@@ -401,7 +402,7 @@ def test_far_rows_stay_finite(name: str) -> None:
     transform = transforms.fit(name, rows)
     with np.errstate(over="raise"):
         found = transform.apply(np.array([[1e38, 1, -3e38], [0, 0, 0]]))
-    assert np.isfinite(found).all() and abs(found[0]).max() == np.finfo(np.float32).max and abs(found[1]).max() < 9
+    assert np.isfinite(np.square(found).sum(axis=1)).all() and abs(found[0]).max() > 9e14 and abs(found[1]).max() < 9
 
 
 def test_many_rows_are_hardly_shrunk_whatever_is_asked() -> None:

@@ -65,6 +65,18 @@ def test_rows_that_are_all_copies_give_finite_scores(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_rows_far_from_the_normals_give_finite_scores(name: str) -> None:
+    if name == "copod":
+        pytest.importorskip("pyod")
+    train, test, _ = problem(20)
+    test[-1] = [3e38, 1e20, 1, 7, -3e38, 0]
+    scores = detect(name, train, test, 0).scores
+    assert np.isfinite(scores).all()
+    if name in ("knn", "ddpm", "dit", "dte_np", "ours"):
+        assert scores[-1] == scores.max()
+
+
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_is_refused_with_its_cause(name: str, bad: float) -> None:
     train, test, _ = problem(20)

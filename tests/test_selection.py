@@ -141,3 +141,5 @@ def test_labelled_sets_count_for_half(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = command("experiments.selection", *flags, f"--labelled={tmp_path / 'empty'}", output=tmp_path / "said")
     assert done.code == 2 and f"--labelled: {tmp_path / 'empty'} holds no .npz file" in done.err
+    done = command("experiments.selection", *flags, f"--labelled={folder}", output=tmp_path / "said")
+    assert done.code == 2 and f"--labelled: {folder} holds sets of --data_dir" in done.err

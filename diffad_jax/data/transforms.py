@@ -14,7 +14,8 @@ from diffad_jax.errors import InputError
 Arrays = dict[str, np.ndarray]
 
 MAX_WHITEN_WIDTH = 8192
-LARGEST = float(np.finfo(np.float32).max)
+# Squares of values up to here, summed over all columns, are within float32's range.
+LARGEST = 1e15
 
 
 class Transform(NamedTuple):
@@ -30,7 +31,7 @@ class Transform(NamedTuple):
     def apply(self, x: Rows) -> np.ndarray:
         """Map raw x [n, ...] to float32 [n, ...]; computed in float64, chunk by chunk in bounded memory.
 
-        A value beyond the range of float32, as a far anomaly's may be, becomes the end of that range.
+        A value beyond +-1e15, as a far anomaly's may be, becomes that, so that distances stay finite.
         Raises InputError on data of another shape or scale and on rows that are not finite.
         """
         check(x, self.shape)
@@ -117,7 +118,8 @@ def fit(name: str, train: Rows, **options: Any) -> Transform:
     the covariance is known well. The scale s_j^2 = v_j + pooling PR median(v) of a column of variance v_j bends with the
     participation ratio PR = (sum v)^2 / sum v^2, the number of columns that share the variance: where a few columns hold it
     all, units are arbitrary and s nearly standardises; where many share it, as in embeddings, the unit is common and s is
-    nearly constant. pooling = 0 standardises. A constant column has the variance that the shrinkage lends it.
+    nearly constant. pooling = 0 standardises. A constant column has the variance that the shrinkage lends it,
+    the less the more rows agree.
 
     Source of the shrinkage: Chen et al. 2010, "Shrinkage algorithms for MMSE covariance estimation", eq. 23, in the
     form of scikit-learn's `oas`, which neglects the terms 2/p.
