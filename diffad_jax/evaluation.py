@@ -58,7 +58,7 @@ def reading(judge: Judge, combination: str, maps: Array) -> Reading:
     else:
         found = COMBINATIONS[combination](judge, per_datum(maps)), standardised_mean(judge, maps)
     scores, maps = found
-    # The squares of finite data that lie too far away are not finite in float32: more anomalous than anything else.
+    # What lies too far away may leave float32 once its errors are standardised or squared: more anomalous than all else.
     return Reading(jnp.nan_to_num(scores, nan=HIGHEST, posinf=HIGHEST), maps)  # type: ignore[arg-type]
 
 

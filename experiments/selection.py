@@ -177,7 +177,7 @@ def write(selection: Selection, out: Path, text: str) -> None:
 def main(_: list[str]) -> None:
     names = cli.chosen_rows(DATA_DIR.value, ROWS.value)
     others = cli.chosen_rows(LABELLED.value, flag="labelled") if LABELLED.value else []
-    if others and {Path(name).name for name in names} & {Path(name).name for name in others}:
+    if {Path(name).name for name in names} & {Path(name).name for name in others}:
         raise InputError(f"--labelled: {LABELLED.value} holds sets of --data_dir, whose labels may not be read")
     # No test row and no label of DATA_DIR goes beyond this line.
     problems = [of_normals(name, np.asarray(adbench(DATA_DIR.value, name).train)) for name in names]

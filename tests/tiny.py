@@ -28,7 +28,7 @@ def get_config(data: str = "digits") -> ConfigDict:
         config.transform = {"name": "range", "low": 0.0, "high": 16.0}
         config.model = {"name": "UNet", "channels": 8, "channel_multipliers": (1,), "norm_groups": 4, "num_blocks": 1}
     else:
-        config.data = {"name": "adbench_folder", "path": data, "rows": ()}
+        config.data = {"name": "adbench_folder", "path": data}
         config.transform = {"name": "standardise"}
         config.model = {"name": "MLP", "width": 16, "depth": 1}
     return config
