@@ -20,8 +20,8 @@ run: $(STAMP)  ## train on the bundled digits, find the class that was never see
 	$(BIN)/python -m experiments.train --config configs/digits.py:7 --config.training.num_steps=700 --workdir $(WORKDIR)
 	$(BIN)/python -m experiments.evaluate --workdir $(WORKDIR)
 
-test: $(STAMP)  ## run the tests (under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest -m 'not slow'
+test: $(STAMP)  ## run the tests, two files at a time (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses=2 --dist=loadfile
 
 test-all: $(STAMP)  ## run all tests, the slow proofs too
 	$(BIN)/python -m pytest
