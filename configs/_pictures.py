@@ -2,7 +2,8 @@
 
 Any network of the project fits: data in [-1, 1] under noise levels sigma / alpha of 0.05 to 20, EDM preconditioning, and one
 score for every kind of anomaly: the one-step denoising errors of five noise levels from 0.1 to 1.3, their biases and the
-steps of these, judged by their joint distribution over the normals and by the size of the errors (`calibration.fisher`).
+steps of these, judged by their joint distribution over the normals, and the distance from the nearest normal
+(`calibration.fisher`).
 Where colours tell classes apart (`of_classes`) each is taken in grey and in two opponent colours.
 """
 

@@ -33,5 +33,5 @@ def get_config(anomalous_class: str = "0") -> ConfigDict:
     config.decoder = {"name": "discretised_gaussian_decoder", "levels": 17}
     # sigma / alpha = 0.6, 0.8, 1.1: below, the error sees texture alone; above, the digit itself is lost.
     config.score = {"name": "one_step", "times": (0.415, 0.463, 0.516), "num_draws": 8}
-    config.scoring = {"batch_size": 256}
+    config.scoring = {"batch_size": 256, "combination": "fisher"}
     return config

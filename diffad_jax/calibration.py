@@ -1,7 +1,7 @@
 """From error maps to one number a datum: what the normals show of each level decides what it counts.
 
 Levels [L, B] are the means over pixels of the maps [L, B, ...] of a `scores.Score`. A calibration is fitted on the levels
-of normals and joins those of any datum to one score [B], higher = more anomalous.
+of normals and joins those of any datum, and its distance from the nearest normal, to one score [B], higher = more anomalous.
 """
 
 from collections.abc import Callable
@@ -31,24 +31,25 @@ class Calibration(NamedTuple):
 
     mean, scale: [L], mean and standard deviation of each level. log_mean [L], log_precision [L, L]: mean of the logarithms
     of the levels and inverse of their covariance, shrunk by OAS (Chen et al. 2010, eq. 23) on the scale of the correlations.
-    share: [L], what a level counts in the `size` of the errors. log_tests: [2, 2], mean and standard deviation of the
-    logarithms of `typicality` and `size`, each normal's by a fit without it.
+    log_tests: [2, 2], mean and standard deviation of the logarithms of `typicality` and of the distance from the nearest
+    normal, each normal's found without it. bank: [M, D], what normals are known by to `nearness.distances`, M = 0 where no
+    distance is asked for.
     """
 
     mean: Array
     scale: Array
     log_mean: Array
     log_precision: Array
-    share: Array
     log_tests: Array
+    bank: Array
 
     def usual(self) -> float:
         """What a map of standardised levels gains where the error grows by the mean error of the normals."""
         return float((self.mean / self.scale).mean())
 
 
-def calibrate(levels: np.ndarray, kinds: int = 1) -> Calibration:
-    """Fits the calibration on the levels of normals, [L, N], N >= 2; L / kinds of them, the first, are errors.
+def calibrate(levels: np.ndarray, bank: np.ndarray | None = None, distances: np.ndarray | None = None) -> Calibration:
+    """Fits the calibration on normals, N >= 2: their levels [L, N], and how far each is from the others of a bank, [N].
 
     A level without spread is divided by 1. Raises RunFailed on levels that are not finite, and InputError on one normal.
     """
@@ -60,24 +61,31 @@ def calibrate(levels: np.ndarray, kinds: int = 1) -> Calibration:
             "the score of training normals is not finite: its levels hold "
             f"{np.count_nonzero(~np.isfinite(levels))} values of {levels.size} that are no numbers"
         )
-    tests = _held_out(levels, kinds, _log_tests)
-    log_tests = jnp.asarray([tests.mean(axis=1), spread(tests.T)], jnp.float32)
-    return _fit(levels, kinds)._replace(log_tests=log_tests)
+    known = np.ones(levels.shape[1]) if distances is None else distances
+    tests = np.stack([_log(_held_out(levels, typicality)), _log(known)])
+    return _fit(levels)._replace(
+        log_tests=jnp.asarray([tests.mean(axis=1), spread(tests.T)], jnp.float32),
+        bank=jnp.asarray(np.zeros((0, 0)) if bank is None else bank, jnp.float32),
+    )
 
 
-def scores_of_normals(calibration: Calibration, levels: np.ndarray, combination: str, kinds: int = 1) -> np.ndarray:
+def scores_of_normals(
+    calibration: Calibration, levels: np.ndarray, combination: str, distances: np.ndarray | None = None
+) -> np.ndarray:
     """What the normals [L, N] that a calibration was fitted on would score, had it not seen them: [N].
 
     Among themselves they look more typical than new normals do, the more so the more levels there are.
     """
+    known = np.ones(levels.shape[1]) if distances is None else distances
 
     def score(others: Calibration, levels: Array) -> Array:
-        return COMBINATIONS[combination](others._replace(log_tests=calibration.log_tests), levels)
+        filled = jnp.asarray(np.resize(known, levels.shape[1]), jnp.float32)
+        return COMBINATIONS[combination](others._replace(log_tests=calibration.log_tests), levels, filled)
 
-    return _held_out(np.asarray(levels, np.float64), kinds, score)
+    return _held_out(np.asarray(levels, np.float64), score)
 
 
-def _held_out(levels: np.ndarray, kinds: int, test: Callable[[Calibration, Array], Array]) -> np.ndarray:
+def _held_out(levels: np.ndarray, test: Callable[[Calibration, Array], Array]) -> np.ndarray:
     """test(calibration, levels [L, N]) -> [..., N], each tenth of the normals by a calibration on the others.
 
     Of fewer than MIN_HELD_OUT normals all are tested by one on all.
@@ -87,7 +95,7 @@ def _held_out(levels: np.ndarray, kinds: int, test: Callable[[Calibration, Array
     filled = jnp.asarray(levels[:, np.arange(-(-count // FILL) * FILL) % count], jnp.float32)
 
     def tested(fitted_on: np.ndarray) -> np.ndarray:
-        return np.asarray(test(_fit(fitted_on, kinds), filled), np.float64)[..., :count]
+        return np.asarray(test(_fit(fitted_on), filled), np.float64)[..., :count]
 
     if count < MIN_HELD_OUT:
         return tested(levels)
@@ -97,8 +105,8 @@ def _held_out(levels: np.ndarray, kinds: int, test: Callable[[Calibration, Array
     return np.moveaxis(found, 0, -1)[..., np.arange(count), place]
 
 
-def _fit(levels: np.ndarray, kinds: int) -> Calibration:
-    """A calibration whose log_tests are still to be found."""
+def _fit(levels: np.ndarray) -> Calibration:
+    """A calibration whose log_tests and bank are still to be found."""
     logs = np.log(np.maximum(levels, TINY)).T
     unit = spread(logs)
     from sklearn.covariance import oas  # here: the import takes longer than the fit
@@ -106,10 +114,8 @@ def _fit(levels: np.ndarray, kinds: int) -> Calibration:
     covariance, _ = oas((logs - logs.mean(axis=0)) / unit, assume_centered=True)
     # A level without any spread, which OAS of data without any spread leaves at 0, would have no inverse.
     precision = np.linalg.pinv(covariance, hermitian=True) / np.outer(unit, unit)
-    mean = levels.mean(axis=1)
-    errors = np.arange(len(levels)) < len(levels) // kinds
-    share = errors / (errors.sum() * np.where(mean > 0, mean, 1.0))
-    fitted = (mean, spread(levels.T), logs.mean(axis=0), precision, share, np.array([[0.0] * 2, [1.0] * 2]))
+    to_be_found = np.array([[0.0] * 2, [1.0] * 2]), np.zeros((0, 0))
+    fitted = (levels.mean(axis=1), spread(levels.T), logs.mean(axis=0), precision, *to_be_found)
     return Calibration(*(jnp.asarray(value, jnp.float32) for value in fitted))
 
 
@@ -142,32 +148,28 @@ def typicality(calibration: Calibration, levels: Array) -> Array:
     return jnp.einsum("lb,lk,kb->b", deviation, precision, deviation, precision="highest") / len(levels)
 
 
-def size(calibration: Calibration, levels: Array) -> Array:
-    """The mean over the errors among the levels of error / mean error of the normals: [L, B] -> [B]."""
-    return (calibration.share[:, None] * levels).sum(axis=0)
+def fisher(calibration: Calibration, levels: Array, distances: Array) -> Array:
+    """-log p_1 - log p_2, the p-values of two tests for "this is a normal": is it typical, and is it near one? [B].
 
-
-def fisher(calibration: Calibration, levels: Array) -> Array:
-    """-log p_1 - log p_2, the p-values of two tests for "this is a normal": is it typical, and are its errors small? [B].
-
-    p = 1 - Phi(z), with z the standardised logarithm of `typicality` or of `size`. What is unlike one kind of normals shows
-    in the first, also where its errors are small; in the second what has larger errors than normals of many kinds, among
-    which every spectrum of errors is typical.
+    p = 1 - Phi(z), with z the standardised logarithm of `typicality` or of the distance [B] from the nearest normal
+    (`nearness.distances`). What no normal could be shows in the first, wherever it lies. In the second shows what every
+    single error allows but no normal looks like, above all among normals of many kinds, where every spectrum of errors is
+    typical.
     Source: the combination of p-values of Fisher 1932 ("Statistical methods for research workers", section 21.1), whose
     statistic is twice this.
     """
     mean, scale = calibration.log_tests
-    z = (_log_tests(calibration, levels) - mean[:, None]) / scale[:, None]
-    return -jax.scipy.stats.norm.logsf(z).sum(axis=0)
+    tests = jnp.log(jnp.maximum(jnp.stack([typicality(calibration, levels), distances]), TINY))
+    return -jax.scipy.stats.norm.logsf((tests - mean[:, None]) / scale[:, None]).sum(axis=0)
 
 
-def _log_tests(calibration: Calibration, levels: Array) -> Array:
-    found = jnp.stack([typicality(calibration, levels), size(calibration, levels)])
-    return jnp.log(jnp.maximum(found, TINY))
+def _log(x: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(x, TINY))
 
 
-COMBINATIONS: dict[str, Callable[[Calibration, Array], Array]] = {
-    "standardised_mean": standardised_mean,
-    "typicality": typicality,
+COMBINATIONS: dict[str, Callable[[Calibration, Array, Array], Array]] = {
+    "standardised_mean": lambda calibration, levels, distances: standardised_mean(calibration, levels),
+    "typicality": lambda calibration, levels, distances: typicality(calibration, levels),
     "fisher": fisher,
 }
+"""(calibration, levels [L, B], distances [B] from the nearest normal) -> scores [B]."""

@@ -156,17 +156,20 @@ def knn_distances(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | N
     for start in range(0, len(x), BATCH):
         batch = x[start : start + BATCH] - middle
         padded = np.pad(batch, ((0, BATCH - len(batch)), (0, 0)))
-        found.append(np.asarray(_nearest(jnp.asarray(padded, jnp.float32), rows, inverse, offset, k))[: len(batch)])
+        found.append(np.asarray(nearest(jnp.asarray(padded, jnp.float32), rows, inverse, offset, k))[: len(batch)])
     return np.concatenate(found)
 
 
 @partial(jax.jit, static_argnames="k")
-def _nearest(x: Array, bank: Array, inverse: Array, offset: Array, k: int) -> Array:
-    """Candidates by |x|^2 - 2 x.y + |y|^2, which loses digits to cancellation, then their distances by differences."""
+def nearest(x: Array, bank: Array, inverse: Array, offset: Array, k: int) -> Array:
+    """The k smallest |x - x_i| inverse_i + offset_i, ascending: [B, D], [N, D], [N], [N] -> [B, k], k <= N.
+
+    Candidates by |x|^2 - 2 x.y + |y|^2, which loses digits to cancellation, then their distances by differences.
+    """
     square = (x**2).sum(1)[:, None] - 2 * jnp.dot(x, bank.T, precision="highest") + (bank**2).sum(1)
-    _, nearest = jax.lax.top_k(-(square * inverse**2 + offset), max(k, CANDIDATES))
-    exact = ((x[:, None] - bank[nearest]) ** 2).sum(axis=-1)
-    return jnp.sort(jnp.sqrt(exact) * inverse[nearest] + offset[nearest], axis=1)[:, :k]
+    _, candidates = jax.lax.top_k(-(square * inverse**2 + offset), min(max(k, CANDIDATES), len(bank)))
+    exact = ((x[:, None] - bank[candidates]) ** 2).sum(axis=-1)
+    return jnp.sort(jnp.sqrt(exact) * inverse[candidates] + offset[candidates], axis=1)[:, :k]
 
 
 def thinned(rows: Any, seed: int) -> np.ndarray:

@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffad_jax import compiler, memory
+from diffad_jax import compiler, memory, nearness
 from diffad_jax.assembly import System
 from diffad_jax.calibration import COMBINATIONS, Calibration, calibrate, per_datum, scores_of_normals, standardised_mean
-from diffad_jax.data.dataset import Rows
+from diffad_jax.data.dataset import Chosen, Rows, evenly_spaced
 from diffad_jax.errors import InputError
 from diffad_jax.memory import Memory
 from diffad_jax.metrics import threshold
 from diffad_jax.sharding import data_mesh, gather, on, own, replicate, split
 from diffad_jax.training import Params
 
-MEMORY = "memory"
+MEMORY, FISHER = "memory", "fisher"
 HIGHEST = float(np.finfo(np.float32).max)  # the score of what lies too far away to be told how far
 Judge = Calibration | Memory
 """A memory where config.scoring.combination is "memory", else a calibration."""
@@ -48,15 +48,16 @@ class Reading(NamedTuple):
     maps: np.ndarray
 
 
-def reading(judge: Judge, combination: str, maps: Array) -> Reading:
-    """The score's maps [L, B, ...] read by what the normals showed.
+def reading(judge: Judge, combination: str, x_0: Array, maps: Array) -> Reading:
+    """Data [B, ...] and the score's maps [L, B, ...] of them, read by what the normals showed.
 
     The heat map is that of the memory, or the mean of the standardised levels, whatever `combination` makes of them.
     """
     if isinstance(judge, Memory):
         found = memory.read(judge, maps)
     else:
-        found = COMBINATIONS[combination](judge, per_datum(maps)), standardised_mean(judge, maps)
+        distances = nearness.distances(judge.bank, x_0) if len(judge.bank) else jnp.ones(len(x_0))
+        found = COMBINATIONS[combination](judge, per_datum(maps), distances), standardised_mean(judge, maps)
     scores, maps = found
     # What lies too far away may leave float32 once its errors are standardised or squared: more anomalous than all else.
     return Reading(jnp.nan_to_num(scores, nan=HIGHEST, posinf=HIGHEST), maps)  # type: ignore[arg-type]
@@ -93,7 +94,7 @@ def _reader_of_batches(
     """
 
     def read(params: Params, judge: Judge, x: Array, key: Array) -> Any:
-        return part(reading(judge, combination, system.score.maps(system.denoise(params), x, key)))
+        return part(reading(judge, combination, x, system.score.maps(system.denoise(params), x, key)))
 
     mesh, key = data_mesh(batch_size), jax.random.key(seed)
     compiled = compiler.jit(on(mesh, read))
@@ -139,24 +140,41 @@ def joined(function: Callable[[np.ndarray], Array], x: Rows, batch_size: int) ->
 
 
 def fit_judge(
-    system: System, params: Params, normals: Rows, combination: str, seed: int, batch_size: int
+    system: System, params: Params, normals: Rows, all_normals: Rows, combination: str, seed: int, batch_size: int
 ) -> tuple[Judge, float, np.ndarray]:
-    """What scores are judged by, fitted on transformed normals [N, ...]: judge, threshold, the normals' scores, sorted."""
-    if combination != MEMORY:
-        levels = make_levels(system, params, seed, batch_size)(normals)
-        return fit_calibration(levels, combination, kinds=system.score.kinds)
-    statistics = make_summaries(system, params, seed, batch_size, memory.local_statistics)(normals)
-    judge, scores = memory.remember(statistics, seed)
-    return judge, threshold(scores), np.sort(scores)
+    """What scores are judged by, fitted on transformed normals [N, ...]: judge, threshold, the normals' scores, sorted.
+
+    all_normals: what `normals` are some of; as many as there is room for are kept where the combination asks for the nearest.
+    """
+    if combination == MEMORY:
+        statistics = make_summaries(system, params, seed, batch_size, memory.local_statistics)(normals)
+        judge, scores = memory.remember(statistics, seed)
+        return judge, threshold(scores), np.sort(scores)
+    levels = make_levels(system, params, seed, batch_size)(normals)
+    if combination != FISHER:
+        return fit_calibration(levels, combination)
+    kept = evenly_spaced(len(all_normals), nearness.most_rows(all_normals.shape[1:]))
+    bank, signatures = (_signatures(rows, batch_size) for rows in (Chosen(all_normals, kept), normals))
+    return fit_calibration(levels, combination, bank=bank, distances=nearness.distances_among(bank, signatures))
+
+
+def _signatures(x: Rows, batch_size: int) -> np.ndarray:
+    mesh = data_mesh(batch_size)
+    compiled = compiler.jit(on(mesh, nearness.signature))
+    return joined(lambda x: compiled(split(x, mesh)), x, batch_size)
 
 
 def fit_calibration(
-    levels: np.ndarray, combination: str = "standardised_mean", quantile: float = 0.95, kinds: int = 1
+    levels: np.ndarray,
+    combination: str = "standardised_mean",
+    quantile: float = 0.95,
+    bank: np.ndarray | None = None,
+    distances: np.ndarray | None = None,
 ) -> tuple[Calibration, float, np.ndarray]:
-    """Of the levels [L, N] of training normals: calibration, threshold on the combined score, the combined scores, sorted.
+    """Of training normals: calibration, threshold on the combined score, the combined scores, sorted.
 
-    kinds: see `scores.Score`.
+    levels: [L, N]. bank, distances: see `calibration.calibrate`.
     """
-    calibration = calibrate(levels, kinds)
-    scores = np.sort(scores_of_normals(calibration, levels, combination, kinds))
+    calibration = calibrate(levels, bank, distances)
+    scores = np.sort(scores_of_normals(calibration, levels, combination, distances))
     return calibration, threshold(scores, quantile), scores

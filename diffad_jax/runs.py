@@ -53,7 +53,8 @@ class Scoring(NamedTuple):
 
     batch_size: data scored at once. calibration_rows: training normals that the calibration, or the memory, and the threshold
     are fitted on; where config.training.validation_rows holds some out, it is those.
-    combination: "standardised_mean", "typicality" or "fisher", see `calibration`, or "memory", see `memory`.
+    combination: "standardised_mean", "typicality" or "fisher", see `calibration`, or "memory", see `memory`. "fisher" keeps
+    the normals, or as many as `nearness` has room for, with the run.
     smoothing: standard deviation in pixels of the Gaussian that smooths heat maps. picture_time, picture_steps: from which
     time, and in how many steps, the reconstructions of a report are made.
     """
@@ -173,7 +174,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         progress=dataset.name if progress and writes else None,
     )
     arguments = (scoring.combination, config.seed, scoring.batch_size)
-    judged = fit_judge(system, fitted.state.ema, rows[calibrating], *arguments)
+    judged = fit_judge(system, fitted.state.ema, rows[calibrating], rows, *arguments)
     facts = {"n_train": len(rows), "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
     if writes:
         Statistics(transform, *judged, facts, dataset.name, fingerprint(dataset.train)).save(workdir)

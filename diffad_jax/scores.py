@@ -23,14 +23,10 @@ from diffad_jax.process import Process, diffuse
 
 
 class Score(NamedTuple):
-    """maps(denoise, x_0, key), and how often it calls the denoiser for one datum.
-
-    kinds: of the L levels L / kinds, the first, are errors; the others tell of what kind the error is.
-    """
+    """maps(denoise, x_0, key), and how often it calls the denoiser for one datum."""
 
     maps: Callable[[Denoise, Array, Array], Array]
     evaluations: int
-    kinds: int = 1
 
 
 # --- distances: (x, reconstruction), both [B, ..., C] -> [B, ...] -----------------------------------------------------
@@ -192,7 +188,7 @@ def reconstruction(
         maps = jax.lax.map(level, jnp.asarray(times, x_0.dtype))
         return jnp.concatenate([each.reshape(-1, *each.shape[2:]) for each in maps])
 
-    return Score(score, len(times) * num_draws * num_steps * sampler.evaluations, 1 + bias + 2 * gradients)
+    return Score(score, len(times) * num_draws * num_steps * sampler.evaluations)
 
 
 def one_step(

@@ -156,7 +156,7 @@ class Statistics:
                 groups[group][name] = stored[key]
         facts = {key: float(value) for key, value in groups["facts"].items()}
         transform = Transform.from_arrays(groups["transform"])
-        kind = Memory if "bank" in groups["calibration"] else Calibration
+        kind = Memory if "whitening" in groups["calibration"] else Calibration
         if set(kind._fields) != groups["calibration"].keys():
             found, needed = ", ".join(groups["calibration"]), ", ".join(kind._fields)
             raise useless(f"is damaged or of an earlier version (it has {found} of {needed})")

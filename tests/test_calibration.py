@@ -51,38 +51,30 @@ def test_typicality_sees_errors_that_are_too_small_or_do_not_fit_together() -> N
     unfit[1] = test[1, ::-1]
     labels = np.repeat([0, 1], 500)
     for anomalous in (too_small, unfit):
-        rows = jnp.asarray(np.concatenate([test, anomalous], axis=1))
-        aurocs = {name: roc_auc_score(labels, combine(calibration, rows)) for name, combine in COMBINATIONS.items()}
+        rows, distances = jnp.asarray(np.concatenate([test, anomalous], axis=1)), jnp.ones(1000)
+        aurocs = {
+            name: roc_auc_score(labels, combine(calibration, rows, distances)) for name, combine in COMBINATIONS.items()
+        }
         assert aurocs["typicality"] > 0.9
         assert aurocs["standardised_mean"] < 0.6
 
 
-def test_fisher_sees_what_is_untypical_and_what_is_large_among_normals_of_many_kinds() -> None:
-    normal, test = lognormal(500, 0), lognormal(500, 1)
-    unfit = test.copy()
-    unfit[1] = test[1, ::-1]
-    large = np.exp(np.log(test) + np.array([[3.0], [3.0], [0.15]]))  # by one and a half deviations of each level
-    calibration, labels = calibrate(normal), np.repeat([0, 1], 500)
-    aurocs = {}
-    for kind, anomalous in (("unfit", unfit), ("large", large)):
-        rows = jnp.asarray(np.concatenate([test, anomalous], axis=1), jnp.float32)
-        aurocs |= {(kind, n): roc_auc_score(labels, combine(calibration, rows)) for n, combine in COMBINATIONS.items()}
-    assert min(aurocs["unfit", "fisher"], aurocs["large", "fisher"]) > 0.85
-    assert aurocs["unfit", "standardised_mean"] < 0.6
-    assert aurocs["large", "typicality"] < aurocs["large", "fisher"] - 0.03
-
-
 def test_fisher_adds_the_logarithms_of_two_tail_probabilities() -> None:
     normal, other = lognormal(500, 0), lognormal(50, 1)
-    calibration = calibrate(normal, kinds=3)  # the first level alone is an error
+    distances, far = (np.random.default_rng(i).gamma(9.0, size=n) for i, n in ((2, 500), (3, 50)))
+    calibration = calibrate(normal, distances=distances)
     expected = np.zeros(50)
-    for test in (lambda x: typicality(calibration, jnp.asarray(x)), lambda x: x[0] / normal[0].mean()):
-        logs = np.log(np.asarray(test(normal), np.float64))
-        expected -= norm.logsf((np.log(np.asarray(test(other), np.float64)) - logs.mean()) / logs.std())
+    for known, new in (
+        (typicality(calibration, jnp.asarray(normal)), typicality(calibration, jnp.asarray(other))),
+        (distances, far),
+    ):
+        logs = np.log(np.asarray(known, np.float64))
+        expected -= norm.logsf((np.log(np.asarray(new, np.float64)) - logs.mean()) / logs.std())
     # Up to what 500 normals do not know of 3 levels.
-    assert_allclose(fisher(calibration, jnp.asarray(other)), expected, rtol=0.03, atol=0.01)
-    far = np.asarray(fisher(calibration, jnp.asarray(other * np.float32(1e12))))
-    assert np.isfinite(far).all() and far.min() > 100, "far beyond what a probability can hold"
+    found = fisher(calibration, jnp.asarray(other), jnp.asarray(far, jnp.float32))
+    assert_allclose(found, expected, rtol=0.03, atol=0.01)
+    farther = np.asarray(fisher(calibration, jnp.asarray(other * np.float32(1e12)), jnp.full(50, 1e12)))
+    assert np.isfinite(farther).all() and farther.min() > 100, "far beyond what a probability can hold"
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
@@ -90,8 +82,10 @@ def test_new_normals_pass_the_threshold_as_often_as_it_says(combination: str) ->
     """60 levels, of which 100 normals tell little: judged by a calibration that knows them, nearly all look alike."""
     mixing = np.random.default_rng(0).normal(size=(60, 60)) / 8
     normal, new = (np.exp(mixing @ np.random.default_rng(i).normal(size=(60, n))) for i, n in ((1, 100), (2, 2000)))
-    calibration, threshold, scores = fit_calibration(normal, combination, kinds=4)
-    passed = np.asarray(COMBINATIONS[combination](calibration, jnp.asarray(new, jnp.float32))) > threshold
+    distances, new_distances = (np.random.default_rng(i).gamma(9.0, size=n) for i, n in ((3, 100), (4, 2000)))
+    calibration, threshold, scores = fit_calibration(normal, combination, distances=distances)
+    new_levels = jnp.asarray(new, jnp.float32), jnp.asarray(new_distances, jnp.float32)
+    passed = np.asarray(COMBINATIONS[combination](calibration, *new_levels)) > threshold
     assert 0.005 < passed.mean() < 0.12
     assert (np.diff(scores) >= 0).all() and (scores > threshold).mean() == pytest.approx(0.05)
 
@@ -99,7 +93,11 @@ def test_new_normals_pass_the_threshold_as_often_as_it_says(combination: str) ->
 @pytest.mark.parametrize(
     "levels", [np.full((2, 5), 3.0), np.zeros((1, 4)), np.array([[1.0, 1.0, 1.0], [1.0, 2.0, 4.0]])]
 )
-def test_levels_without_spread_stay_finite(levels: np.ndarray) -> None:
-    calibration = calibrate(levels)
+@pytest.mark.parametrize("distance", [0.0, 2.0])
+def test_levels_and_distances_without_spread_stay_finite(levels: np.ndarray, distance: float) -> None:
+    distances = np.full(levels.shape[1], distance)
+    calibration = calibrate(levels, distances=distances)
     for combine in COMBINATIONS.values():
-        assert np.isfinite(np.asarray(combine(calibration, jnp.asarray(levels, jnp.float32)))).all()
+        assert np.isfinite(
+            np.asarray(combine(calibration, jnp.asarray(levels, jnp.float32), jnp.asarray(distances)))
+        ).all()

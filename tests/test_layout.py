@@ -19,7 +19,7 @@ ORDER = [
         {"losses"},
         {"samplers"},
     ],
-    *[{"scores"}, {"calibration", "patches"}, {"memory"}, {"dte"}, {"models"}, {"training"}, {"data"}],
+    *[{"scores"}, {"calibration", "patches"}, {"memory"}, {"dte"}, {"nearness"}, {"models"}, {"training"}, {"data"}],
     *[{"metrics", "pixel_metrics", "pseudo"}, {"baselines"}, {"figures", "pages"}, {"checkpoint"}, {"logs"}],
     *[
         {"sharding"},
@@ -34,7 +34,17 @@ ORDER = [
     *[{"methods"}, {"table"}, {"table_report", "scalability"}],
 ]
 RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
-MATHEMATICS = ["process", "noise", "parametrisation", "losses", "samplers", "scores", "calibration", "memory"]
+MATHEMATICS = [
+    "process",
+    "noise",
+    "parametrisation",
+    "losses",
+    "samplers",
+    "scores",
+    "calibration",
+    "memory",
+    "nearness",
+]
 
 
 def files(module: str) -> list[Path]:
