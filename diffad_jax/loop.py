@@ -22,7 +22,7 @@ from diffad_jax.data.dataset import Rows
 from diffad_jax.data.pipeline import Batches, Pipeline, read_ahead
 from diffad_jax.errors import RunFailed
 from diffad_jax.logs import Log
-from diffad_jax.sharding import Parallel, by_jit, data_mesh, own
+from diffad_jax.sharding import Parallel, by_jit, data_mesh, made, own
 from diffad_jax.training import Batch, Params, TrainState, make_dispatch
 
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
@@ -51,7 +51,7 @@ class Fitted(NamedTuple):
 
 def fit(
     train_step: TrainStep,
-    state: TrainState,
+    init: Callable[[], TrainState],
     train: Rows,
     workdir: str | Path,
     *,
@@ -67,8 +67,9 @@ def fit(
     keep: str = "last",
     progress: str | None = None,
 ) -> Fitted:
-    """Trains from the newest checkpoint of workdir, or from `state`, up to num_steps, and saves the last state.
+    """Trains from the newest checkpoint of workdir, or from what `init` makes, up to num_steps, and saves the last state.
 
+    init: pure; where there is a checkpoint it is asked for shapes alone, so that no device ever holds two states.
     train: transformed normals, [N, ...]. steps_per_dispatch: steps compiled into one program. log_every and
     checkpoint_every are rounded up to whole dispatches. parallel: how a step runs on many devices, by default `by_jit`.
     validate: averaged parameters -> loss on held-out normals, asked at every checkpoint. keep: "last" returns the last
@@ -83,13 +84,16 @@ def fit(
     dispatches: dict[int, Any] = {}
     place = np.arange(batch_size)[own(batch_size)]
     parallel = parallel or by_jit(data_mesh(batch_size))
-    state = parallel.put_state(state)
+    shapes = jax.eval_shape(init)
+    like = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, parallel.shardings(shapes)
+    )
     with (
         Checkpoints(Path(workdir) / "checkpoints") as checkpoints,
         Log(workdir) if jax.process_index() == 0 else nullcontext() as log,
         _Signals() as signals,
     ):
-        state = checkpoints.restore(state) or state
+        state = checkpoints.restore(like) or parallel.put_state(made(init))
         first = step = int(state.step)
         seconds = checkpoints.seconds(first)
         pending: tuple[int, dict[str, Array], Array | int, bool] | None = None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from diffad_jax.loop import fit
 from diffad_jax.memory import MIN_NORMALS, local_statistics
 from diffad_jax.noise import keys_for
 from diffad_jax.ranges import check_ranges, check_sections
-from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, on, own, split
+from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, made, mean_over_devices, on, own, split
 from diffad_jax.training import Loss, Params, TrainState, init_state, make_optimizer, make_train_step
 from diffad_jax.workdir import Statistics, save_config
 
@@ -68,14 +68,9 @@ class Scoring(NamedTuple):
 
 
 def start(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, TrainState, Any, Training]:
-    """The system, the state before the first step, the train step and the training settings.
-
-    The state is on the device where there is one, whose step may take its memory over, and in the host's memory where there
-    are more, none of which need have room for the whole of it.
-    """
+    """The system, the state before the first step (`sharding.made`), the train step and the training settings."""
     system, init, step, training = define(config, shape)
-    state = init()
-    return system, state if jax.device_count() == 1 else cast(TrainState, jax.device_get(state)), step, training
+    return system, made(init), step, training
 
 
 def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable[[], TrainState], Any, Training]:
@@ -100,10 +95,11 @@ def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable
     spec = {"name": "make_optimizer", **config.optimizer}
     optimizer = build("optimizer", {"make_optimizer": make_optimizer}, spec, num_steps=training.num_steps)
 
+    drawn = jax.jit(lambda key: init_state(system.init(key), optimizer))
+
     def init() -> TrainState:
         # The default generator takes three times as long to compile for a network's many small draws.
-        key = jax.random.key(config.seed, impl="rbg")
-        return jax.jit(lambda key: init_state(system.init(key), optimizer))(key)
+        return drawn(jax.random.key(config.seed, impl="rbg"))
 
     mean = {"mean_over_devices": mean_over_devices} if config.get("parallel") == "pmap" else {}
     step = make_train_step(system.loss, optimizer, training.batch_size, training.ema_decay, training.accumulate, **mean)
@@ -137,8 +133,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     elif any_in(workdir / "checkpoints"):
         raise InputError(f"{workdir}: holds checkpoints but no config.json to tell of what; choose another workdir")
     scoring, pipeline = scoring_of(config), pipeline_of(config, dataset.train.shape[1:])
-    system, state, step, settings = start(config, dataset.train.shape[1:])
-    check(system, state.params, dataset.train.shape[1:], scoring.combination)
+    system, init, step, settings = define(config, dataset.train.shape[1:])
+    check(system, jax.eval_shape(init).params, dataset.train.shape[1:], scoring.combination)
     parallel = parallel_of(config, settings)
     chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows, scoring.calibration_rows)
     learnt = Chosen(dataset.train, chosen, dataset.train.dtype) if len(held_out) else dataset.train
@@ -154,7 +150,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     rows = transform.view(dataset.train)
     fitted = fit(
         step,
-        state,
+        init,
         Chosen(rows, chosen) if len(held_out) else rows,
         workdir,
         seed=config.seed,

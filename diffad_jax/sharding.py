@@ -99,12 +99,25 @@ def on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
+def made(function: Callable[[], Any]) -> Any:
+    """What a pure function makes: on the device where there is one, whose step may take its memory over.
+
+    Where there are more it is in the host's memory, since none of them need have room for the whole of it.
+    """
+    tree = function()
+    return tree if jax.device_count() == 1 else jax.device_get(tree)
+
+
 # --- the step on many devices ------------------------------------------------------------------------------------------
 
 
 class Parallel(NamedTuple):
-    """How a function (state, batches, key) -> (state, metrics) runs on many devices; batch leaves are [steps, B, ...]."""
+    """How a function (state, batches, key) -> (state, metrics) runs on many devices; batch leaves are [steps, B, ...].
 
+    shardings: of a state's arrays, given as they are or as their shapes.
+    """
+
+    shardings: Callable[[Any], Any]
     put_state: Callable[[Any], Any]
     put_batches: Callable[[Any], Any]
     compile: Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -123,7 +136,9 @@ def by_jit(mesh: Mesh) -> Parallel:
 
         return compiler.jit(pinned, mesh.devices.flat[0].platform, donate_argnums=0)
 
-    return Parallel(partial(shard, mesh=mesh), partial(split, mesh=mesh, axis=1), compile)
+    return Parallel(
+        partial(shardings, mesh=mesh), partial(shard, mesh=mesh), partial(split, mesh=mesh, axis=1), compile
+    )
 
 
 def _rows_stay(mesh: Mesh, layer: Callable[..., Any], arguments: Any, options: Any, context: Any) -> Any:
@@ -158,7 +173,10 @@ def by_pmap(mesh: Mesh) -> Parallel:
 
         return compiled
 
-    return Parallel(partial(replicate, mesh=mesh), put_batches, compile)
+    def whole(tree: Any) -> Any:
+        return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
+
+    return Parallel(whole, partial(replicate, mesh=mesh), put_batches, compile)
 
 
 def mean_over_devices(tree: Any) -> Any:

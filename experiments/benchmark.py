@@ -208,7 +208,7 @@ def loop_figures(
     with tempfile.TemporaryDirectory() as workdir:
         fit(
             step,
-            state._replace(step=jnp.zeros_like(state.step)),
+            lambda: state._replace(step=jnp.zeros_like(state.step)),
             data,
             workdir,
             seed=0,

@@ -50,9 +50,16 @@ def run(workdir: Path, num_steps: int, train_step: TrainStep = STEP, steps_per_d
     return fitted(workdir, num_steps, train_step, steps_per_dispatch=steps_per_dispatch).state
 
 
-def fitted(workdir: Path, num_steps: int, train_step: TrainStep = STEP, train: Rows = DATA, **options: Any) -> Fitted:
+def fitted(
+    workdir: Path,
+    num_steps: int,
+    train_step: TrainStep = STEP,
+    train: Rows = DATA,
+    init: Callable[[], TrainState] = start,
+    **options: Any,
+) -> Fitted:
     settings = {"seed": 3, "batch_size": B, "log_every": 5, "checkpoint_every": 10}
-    return fit(train_step, start(), train, workdir, num_steps=num_steps, **settings, **options)
+    return fit(train_step, init, train, workdir, num_steps=num_steps, **settings, **options)
 
 
 def calling(function: Callable[[int], object]) -> TrainStep:
@@ -126,6 +133,18 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, per_dis
     assert_same(continued, run(tmp_path / "unbroken", 30, steps_per_dispatch=per_dispatch))
 
 
+def test_a_run_that_goes_on_holds_no_second_state(tmp_path: Path, unbroken: tuple[Path, TrainState]) -> None:
+    def shapes_alone() -> TrainState:
+        state = start()
+        assert isinstance(state.step, jax.core.Tracer), "a state was made"
+        return state
+
+    run(tmp_path, 12)
+    assert_same(fitted(tmp_path, 30, init=shapes_alone).state, unbroken[1])
+    with pytest.raises(AssertionError, match="a state was made"):
+        fitted(tmp_path / "new", 30, init=shapes_alone)
+
+
 def test_a_finished_run_is_not_trained_again(unbroken: tuple[Path, TrainState]) -> None:
     workdir, state = unbroken
 
@@ -193,7 +212,10 @@ def test_when_no_checkpoint_can_be_read_nothing_is_overwritten(
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, unbroken: tuple[Path, TrainState]) -> None:
     shutil.copytree(unbroken[0], tmp_path, dirs_exist_ok=True)
-    other = init_state({"w": jnp.eye(D), "b": jnp.zeros(D + 1), "c": jnp.zeros(2)}, OPTIMIZER)
+
+    def other() -> TrainState:
+        return init_state({"w": jnp.eye(D), "b": jnp.zeros(D + 1), "c": jnp.zeros(2)}, OPTIMIZER)
+
     with pytest.raises(InputError) as refused:
         fit(STEP, other, DATA, tmp_path, seed=3, num_steps=30, batch_size=B)
     assert "30: holds another model" in str(refused.value)
@@ -412,5 +434,9 @@ def test_a_log_that_cannot_be_written_ends_the_run(tmp_path: Path, unbroken: tup
 
 def test_an_enormous_learning_rate_diverges(tmp_path: Path) -> None:
     step = make_train_step(regression, optax.sgd(1e12), B)
+
+    def init() -> TrainState:
+        return init_state(start().params, optax.sgd(1e12))
+
     with pytest.raises(Diverged):
-        fit(step, init_state(start().params, optax.sgd(1e12)), DATA, tmp_path, seed=0, num_steps=50, batch_size=B)
+        fit(step, init, DATA, tmp_path, seed=0, num_steps=50, batch_size=B)
