@@ -49,9 +49,11 @@ class Calibration(NamedTuple):
 
 
 def calibrate(levels: np.ndarray, bank: np.ndarray | None = None, distances: np.ndarray | None = None) -> Calibration:
-    """Fits the calibration on normals, N >= 2: their levels [L, N], and how far each is from the others of a bank, [N].
+    """Fits the calibration on the levels of normals [L, N], N >= 2.
 
-    A level without spread is divided by 1. Raises RunFailed on levels that are not finite, and InputError on one normal.
+    bank [M, D] and distances [N], together or neither: see `Calibration`, and how far each normal is from the others of the
+    bank. A level without spread is divided by 1.
+    Raises RunFailed on levels that are not finite, and InputError on one normal.
     """
     levels = np.asarray(levels, np.float64)
     if levels.shape[1] < 2:
@@ -61,10 +63,11 @@ def calibrate(levels: np.ndarray, bank: np.ndarray | None = None, distances: np.
             "the score of training normals is not finite: its levels hold "
             f"{np.count_nonzero(~np.isfinite(levels))} values of {levels.size} that are no numbers"
         )
-    known = np.ones(levels.shape[1]) if distances is None else distances
-    tests = np.stack([_log(_held_out(levels, typicality)), _log(known)])
+    # Copies tell nothing of how far normals lie apart, and a single one would be all of the deviation.
+    apart = np.ones(1) if distances is None or not distances.any() else distances[distances > 0]
+    tests = [np.log(np.maximum(test, TINY)) for test in (_held_out(levels, typicality), apart)]
     return _fit(levels)._replace(
-        log_tests=jnp.asarray([tests.mean(axis=1), spread(tests.T)], jnp.float32),
+        log_tests=jnp.asarray([[test.mean() for test in tests], [spread(test) for test in tests]], jnp.float32),
         bank=jnp.asarray(np.zeros((0, 0)) if bank is None else bank, jnp.float32),
     )
 
@@ -161,10 +164,6 @@ def fisher(calibration: Calibration, levels: Array, distances: Array) -> Array:
     mean, scale = calibration.log_tests
     tests = jnp.log(jnp.maximum(jnp.stack([typicality(calibration, levels), distances]), TINY))
     return -jax.scipy.stats.norm.logsf((tests - mean[:, None]) / scale[:, None]).sum(axis=0)
-
-
-def _log(x: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(x, TINY))
 
 
 COMBINATIONS: dict[str, Callable[[Calibration, Array, Array], Array]] = {

@@ -129,7 +129,7 @@ def inverse_gamma_score(params: Params, x: Array) -> Array:
 
 # --- non-parametric ----------------------------------------------------------------------------------------------------
 
-BATCH = 512  # rows of x a pass: distances to a full bank take 20 MB
+BATCH = 512  # rows of x a pass: distances to MAX_BANK_ROWS take 20 MB
 CANDIDATES = 16
 
 
@@ -145,8 +145,7 @@ def knn_distances(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | N
     # Around the middle of the bank, since the candidates' squares lose digits far from the origin.
     middle = bank.mean(axis=0, dtype=np.float64).astype(np.float32)
     bank = bank - middle
-    size = 256 if len(bank) <= 256 else -(-len(bank) // 1024) * 1024
-    filler = size - len(bank)
+    filler = shared_size(len(bank)) - len(bank)
     rows = jnp.asarray(np.pad(bank, ((0, filler), (0, 0))), jnp.float32)
     # A filler is infinitely far away: its inverse unit is 0 and its offset infinite.
     weight = np.ones(len(bank)) if units is None else 1 / units
@@ -160,10 +159,16 @@ def knn_distances(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | N
     return np.concatenate(found)
 
 
+def shared_size(count: int) -> int:
+    """The number of rows that a bank of `count` is filled up to, so that banks of about one size share compilations."""
+    return 256 if count <= 256 else -(-count // 1024) * 1024
+
+
 @partial(jax.jit, static_argnames="k")
 def nearest(x: Array, bank: Array, inverse: Array, offset: Array, k: int) -> Array:
     """The k smallest |x - x_i| inverse_i + offset_i, ascending: [B, D], [N, D], [N], [N] -> [B, k], k <= N.
 
+    offset: 0, or infinity for rows that do not count.
     Candidates by |x|^2 - 2 x.y + |y|^2, which loses digits to cancellation, then their distances by differences.
     """
     square = (x**2).sum(1)[:, None] - 2 * jnp.dot(x, bank.T, precision="highest") + (bank**2).sum(1)

@@ -51,7 +51,8 @@ class Reading(NamedTuple):
 def reading(judge: Judge, combination: str, x_0: Array, maps: Array) -> Reading:
     """Data [B, ...] and the score's maps [L, B, ...] of them, read by what the normals showed.
 
-    The heat map is that of the memory, or the mean of the standardised levels, whatever `combination` makes of them.
+    The heat map is that of the memory, or the mean of the standardised levels, whatever `combination` makes of them: it
+    shows nothing of the distance from the nearest normal.
     """
     if isinstance(judge, Memory):
         found = memory.read(judge, maps)
@@ -98,6 +99,8 @@ def _reader_of_batches(
 
     mesh, key = data_mesh(batch_size), jax.random.key(seed)
     compiled = compiler.jit(on(mesh, read))
+    if isinstance(judge, Calibration) and len(judge.bank):
+        judge = judge._replace(bank=nearness.filled(judge.bank))
     params, judge = replicate((params, judge), mesh)
     return lambda x: compiled(params, judge, split(x, mesh), key)
 
@@ -154,14 +157,12 @@ def fit_judge(
     if combination != FISHER:
         return fit_calibration(levels, combination)
     kept = evenly_spaced(len(all_normals), nearness.most_rows(all_normals.shape[1:]))
-    bank, signatures = (_signatures(rows, batch_size) for rows in (Chosen(all_normals, kept), normals))
-    return fit_calibration(levels, combination, bank=bank, distances=nearness.distances_among(bank, signatures))
-
-
-def _signatures(x: Rows, batch_size: int) -> np.ndarray:
     mesh = data_mesh(batch_size)
-    compiled = compiler.jit(on(mesh, nearness.signature))
-    return joined(lambda x: compiled(split(x, mesh)), x, batch_size)
+    signature = compiler.jit(on(mesh, nearness.signature))
+    bank, signatures = (
+        joined(lambda x: signature(split(x, mesh)), rows, batch_size) for rows in (Chosen(all_normals, kept), normals)
+    )
+    return fit_calibration(levels, combination, bank=bank, distances=nearness.distances_among(bank, signatures))
 
 
 def fit_calibration(

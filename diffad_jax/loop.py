@@ -69,7 +69,7 @@ def fit(
 ) -> Fitted:
     """Trains from the newest checkpoint of workdir, or from what `init` makes, up to num_steps, and saves the last state.
 
-    init: pure; where there is a checkpoint it is asked for shapes alone, so that no device ever holds two states.
+    init: pure; where there is a checkpoint it is asked for shapes alone, so that it is not drawn beside the one restored.
     train: transformed normals, [N, ...]. steps_per_dispatch: steps compiled into one program. log_every and
     checkpoint_every are rounded up to whole dispatches. parallel: how a step runs on many devices, by default `by_jit`.
     validate: averaged parameters -> loss on held-out normals, asked at every checkpoint. keep: "last" returns the last

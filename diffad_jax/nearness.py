@@ -13,8 +13,9 @@ from jax import Array
 from diffad_jax import dte
 
 SIDE = 32  # pixels
-VALUES = 2**24  # of a bank: 64 MiB
+MOST_VALUES, MOST_ROWS = 2**24, 2**15  # of a bank: 64 MiB, and 32 MiB of distances for a batch of 256
 SOFTENING = 0.2  # of pictures in [-1, 1], whose deviation is about 0.5: what has less keeps some of its faintness
+COPY = 1e-5  # of a signature's length: how far a datum may lie from itself by the rounding of another batch
 
 
 def signature(x: Array) -> Array:
@@ -32,17 +33,27 @@ def signature(x: Array) -> Array:
 
 def most_rows(shape: tuple[int, ...]) -> int:
     """How many data of a shape [H, W, C] or [D] a bank holds at most."""
-    return max(1, VALUES // jax.eval_shape(signature, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).size)
+    values = jax.eval_shape(signature, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).size
+    return max(1, min(MOST_ROWS, MOST_VALUES // values))
+
+
+def filled(bank: Array) -> Array:
+    """The bank with so many of its rows once more that banks of about one size have one shape, and share programs."""
+    return jnp.resize(bank, (dte.shared_size(len(bank)), bank.shape[1]))
 
 
 def distances(bank: Array, x: Array) -> Array:
     """min_i |s(x) - b_i| over the signatures b_i of normals: [M, D], [B, ...] -> [B]."""
-    return dte.nearest(signature(x), bank, jnp.ones(len(bank)), jnp.zeros(len(bank)), 1)[:, 0]
+    # Around the middle of the bank, as in `dte.knn_distances`.
+    middle = bank.mean(axis=0)
+    return dte.nearest(signature(x) - middle, bank - middle, jnp.ones(len(bank)), jnp.zeros(len(bank)), 1)[:, 0]
 
 
 def distances_among(bank: np.ndarray, signatures: np.ndarray) -> np.ndarray:
-    """The same for the signatures of normals that the bank may hold: [M, D], [N, D] -> [N]; none is its own neighbour."""
+    """The same for the signatures of normals that the bank may hold: [M, D], [N, D] -> [N]; none is its own neighbour.
+
+    Exactly 0 for what the bank holds twice.
+    """
     found = dte.knn_distances(signatures, bank, min(2, len(bank)))
-    # A datum may differ from itself by the rounding of another batch.
-    itself = found[:, 0] <= 1e-5 * np.linalg.norm(signatures, axis=1)
-    return np.where(itself, found[:, -1], found[:, 0])
+    found[found <= COPY * np.linalg.norm(signatures, axis=1, keepdims=True)] = 0
+    return np.where(found[:, 0] == 0, found[:, -1], found[:, 0])

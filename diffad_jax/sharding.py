@@ -102,7 +102,7 @@ def on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 def made(function: Callable[[], Any]) -> Any:
     """What a pure function makes: on the device where there is one, whose step may take its memory over.
 
-    Where there are more it is in the host's memory, since none of them need have room for the whole of it.
+    Where there are more it is drawn on the first and brought to the host's memory, from which each takes its part.
     """
     tree = function()
     return tree if jax.device_count() == 1 else jax.device_get(tree)

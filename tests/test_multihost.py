@@ -193,15 +193,16 @@ import tiny
 def get_config():
     config = tiny.get_config()
     config.score.update({"num_draws": 2, "bias": True, "gradients": True})
-    config.scoring.combination = "memory"
+    config.scoring.combination = "COMBINATION"
     return config
 """
 
 
 @pytest.mark.slow
-def test_two_processes_remember_what_one_remembers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("combination", ["memory", "fisher"])
+def test_two_processes_remember_what_one_remembers(combination: str, tmp_path: Path) -> None:
     file = tmp_path / "config.py"
-    file.write_text(REMEMBERING)
+    file.write_text(REMEMBERING.replace("COMBINATION", combination))
     train = ("experiments.train", f"--config={file}")
     alone = start(*train, f"--workdir={tmp_path / 'one'}", output=tmp_path / "0", devices=1)
     assert ended([alone], tmp_path) == [0], (tmp_path / "0" / "err").read_text()

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import roc_auc_score
 
 from diffad_jax import detector, nearness, runs
-from diffad_jax.calibration import Calibration
+from diffad_jax.calibration import Calibration, calibrate
 from diffad_jax.data.digits import digits
 from tests import tiny
 
@@ -44,6 +44,24 @@ def test_distances_are_those_from_the_nearest_and_never_from_oneself() -> None:
     others = np.sort(brute(bank, bank), axis=1)[:, 1]
     assert_allclose(nearness.distances_among(bank, bank[:10] * np.float32(1 + 1e-7)), others[:10], rtol=1e-5)
     assert nearness.distances_among(bank[:1], bank[:1]) == 0, "a single normal has no other"
+    twice = np.concatenate([bank, bank[:3]])
+    assert_array_equal(nearness.distances_among(twice, twice)[:5] == 0, [True] * 3 + [False] * 2)
+    assert_allclose(
+        nearness.distances(nearness.filled(jnp.asarray(bank + 300)), jnp.asarray(new + 300)),
+        brute(new, bank).min(axis=1),
+        rtol=1e-3,
+    )
+    assert nearness.most_rows((512,)) == nearness.MOST_ROWS > nearness.most_rows((224, 224, 3)) == 2**24 // 3072
+
+
+def test_a_copied_normal_leaves_the_test_as_it_was() -> None:
+    levels, bank = np.exp(RNG.normal(size=(3, 60))), RNG.normal(size=(60, 6)).astype(np.float32)
+    apart = nearness.distances_among(bank, bank)
+    bank[1] = bank[0]
+    copied = nearness.distances_among(bank, bank)
+    assert (copied == 0).sum() == 2
+    without, with_copy = (calibrate(levels, bank, distances).log_tests for distances in (apart, copied))
+    assert_allclose(with_copy[:, 1], without[:, 1], rtol=0.1)
 
 
 @pytest.mark.parametrize("held_out", [0, 60])
@@ -51,7 +69,7 @@ def test_a_run_keeps_its_normals_and_finds_what_is_near_none(
     held_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nine kinds of digit are normal: nearly every spectrum of errors is usual, which the tenth shows."""
-    monkeypatch.setattr(nearness, "VALUES", 400 * 64)
+    monkeypatch.setattr(nearness, "MOST_ROWS", 400)
     dataset, aurocs = digits(anomalous_class=7), {}
     for combination in ("typicality", "fisher"):
         config = tiny.get_config()

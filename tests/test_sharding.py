@@ -20,7 +20,7 @@ from diffad_jax.assembly import System, assemble
 from diffad_jax.data import digits, transforms
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
-from diffad_jax.evaluation import fit_calibration, make_levels
+from diffad_jax.evaluation import fit_judge
 from diffad_jax.models.attention import attention
 from diffad_jax.runs import Training, parallel_of, start
 from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, on, shard, split
@@ -162,20 +162,25 @@ ROWS = digits(anomalous_class=0).test[-150:]
 
 @cache
 def detector() -> Trained:
-    """A U-Net with random weights, which would show the slightest influence of one row on another."""
-    config, train = tiny.get_config(), digits(anomalous_class=0).train
+    """A U-Net with random weights, which would show the slightest influence of one row on another, and a bank of normals."""
+    config, train = judged_by_fisher(64), digits(anomalous_class=0).train
     system, transform = assemble(config, train.shape[1:]), transforms.fit(train=train, **config.transform)
     leaves, structure = jax.tree.flatten(jax.jit(system.init)(jax.random.key(0)))
     draw = np.random.default_rng(0).normal
     params = structure.unflatten([np.asarray(x + 0.1 * draw(size=x.shape), np.float32) for x in leaves])
-    levels = make_levels(system, params, config.seed, 64)(transform.apply(train[:64]))
-    return Trained(config, system, params, Statistics(transform, *fit_calibration(levels), {}, "rows", ""))
+    rows = transform.apply(train)
+    judged = fit_judge(system, params, rows[:64], rows, "fisher", config.seed, 64)
+    return Trained(config, system, params, Statistics(transform, *judged, {}, "rows", ""))
+
+
+def judged_by_fisher(batch_size: int) -> ConfigDict:
+    config = tiny.get_config()
+    config.scoring.update({"combination": "fisher", "batch_size": batch_size})
+    return config
 
 
 def scores(rows: np.ndarray, batch_size: int) -> np.ndarray:
-    config = tiny.get_config()
-    config.scoring.batch_size = batch_size
-    return replace(detector(), config=config).score(rows)
+    return replace(detector(), config=judged_by_fisher(batch_size)).score(rows)
 
 
 def device_count_and_scores(rows: np.ndarray, batch_size: int) -> tuple[int, np.ndarray]:
