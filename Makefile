@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 WORKDIR ?= runs/digits
 
 .PHONY: help run test test-all lint bench clean
@@ -21,10 +22,10 @@ run: $(STAMP)  ## train on the bundled digits, find the class that was never see
 	$(BIN)/python -m experiments.evaluate --workdir $(WORKDIR)
 
 test: $(STAMP)  ## run the tests, two files at a time (under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses=2 --dist=loadfile
+	$(PYTEST) -m 'not slow'
 
 test-all: $(STAMP)  ## run all tests, the slow proofs too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
