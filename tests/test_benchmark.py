@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from absl import flags
 
 from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.models.published import dit_params, unet_params
 from experiments import benchmark
-from tests import tiny
 
 TWINS = {
     "unet": UNet(16, (1, 2), num_blocks=2, attention_factors=(2,), num_heads=2, norm_groups=8),

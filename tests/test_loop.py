@@ -217,7 +217,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, unbroken: tupl
         return init_state({"w": jnp.eye(D), "b": jnp.zeros(D + 1), "c": jnp.zeros(2)}, OPTIMIZER)
 
     with pytest.raises(InputError) as refused:
-        fit(STEP, other, DATA, tmp_path, seed=3, num_steps=30, batch_size=B)
+        fitted(tmp_path, 30, init=other)
     assert "30: holds another model" in str(refused.value)
     assert "params.b ((4,) there, (5,) asked)" in str(refused.value)
     assert "params.c (none there, (2,) asked)" in str(refused.value) and "and 5 more" in str(refused.value)
@@ -439,4 +439,4 @@ def test_an_enormous_learning_rate_diverges(tmp_path: Path) -> None:
         return init_state(start().params, optax.sgd(1e12))
 
     with pytest.raises(Diverged):
-        fit(step, init, DATA, tmp_path, seed=0, num_steps=50, batch_size=B)
+        fitted(tmp_path, 50, step, init=init)

@@ -5,13 +5,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import roc_auc_score
 
 from diffad_jax import detector, nearness, runs
 from diffad_jax.calibration import Calibration, calibrate
 from diffad_jax.data.digits import digits
-from tests import tiny
 
 RNG = np.random.default_rng(0)
 
