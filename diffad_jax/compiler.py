@@ -1,4 +1,4 @@
-"""`jax.jit` with the routines that are fastest on a CPU."""
+"""`jax.jit` with the routines that are fastest on each platform."""
 
 from collections.abc import Callable
 from functools import cache
@@ -6,11 +6,21 @@ from typing import Any
 
 import jax
 
-# JAX 0.10 has YNNPACK compute products, sums and convolutions. Convolutions go back to Eigen: there kernel gradients run two
-# to four times as fast and other convolutions half as fast again (docs/performance.md).
-CPU_OPTIONS = {
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
-    "LIBRARY_FUSION_TYPE_REDUCE"
+# Measured in docs/performance.md.
+OPTIONS: dict[str, dict[str, Any]] = {
+    # JAX 0.10 has YNNPACK compute products, sums and convolutions. Convolutions go back to Eigen: there kernel gradients run
+    # two to four times as fast and other convolutions half as fast again.
+    "cpu": {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
+        "LIBRARY_FUSION_TYPE_REDUCE"
+    },
+    # Products by cuBLASLt, which also adds biases and computes the GELU, one for each of queries, keys and values, whose
+    # results then need no copy; what the program rounds to bfloat16 is also kept in bfloat16.
+    "gpu": {
+        "xla_gpu_enable_triton_gemm": False,
+        "xla_gpu_dot_merger_threshold_mb": 0,
+        "xla_allow_excess_precision": False,
+    },
 }
 
 
@@ -20,11 +30,11 @@ def jit(function: Callable[..., Any], platform: str | None = None, **arguments: 
 
 
 @cache
-def _options(platform: str) -> dict[str, str] | None:
-    if platform != "cpu":
+def _options(platform: str) -> dict[str, Any] | None:
+    if (options := OPTIONS.get(platform)) is None:
         return None
     try:
-        jax.jit(lambda: 0, compiler_options=CPU_OPTIONS).lower().compile()
-    except jax.errors.JaxRuntimeError:  # another version of JAX, which does not know the option
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:  # another version of JAX, which does not know an option
         return None
-    return CPU_OPTIONS
+    return options

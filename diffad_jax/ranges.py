@@ -38,6 +38,7 @@ RANGES = {
     "process.noise_max": POSITIVE,
     "model.width": COUNT,
     "model.depth": COUNT,
+    "model.unroll": COUNT,
     "model.features": COUNT,
     "model.channels": COUNT,
     "model.channel_multipliers": COUNT,

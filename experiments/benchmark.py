@@ -1,14 +1,16 @@
 """Measures the training step and the scoring of configs, beside the device's matrix products and the same network in PyTorch.
 
 python -m experiments.benchmark --suite cpu [--out benchmark.json]
+XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 python -m experiments.benchmark --suite gpu
 python -m experiments.benchmark --config configs/digits.py --shape 8,8,1 [--profile DIR]
 
 All figures of a line come from one process, which takes its measurements in turn, so that other work on the machine slows
 all of them. FLOPs of a training step are those of the products and convolutions of the forward pass, times three. "of peak"
-is their rate over that of a product at the model's shapes. The PyTorch column appears where PyTorch is installed
-(`pip install .[benchmark]`); its loop is `experiments.torch_twins.trainer`. "loop" is `diffad_jax.loop.fit`, "data_wait" the
-part of its time in which it waits for data. "first step" is the time from the start of a process with a warm compilation
-cache to the end of its first training step. A profile opens in Perfetto or XProf.
+is their rate over that of a product at the model's shapes, "mfu" over what the card's maker states for bfloat16.
+"score_of_train" is the rate of scoring's forward passes over that of training. In the suite of the CPU a PyTorch column
+appears where PyTorch is installed (`pip install .[benchmark]`); its loop is `experiments.torch_twins.trainer`. "loop" is
+`diffad_jax.loop.fit`, "data_wait" the part of its time in which it waits for data. "first step" is the time from the start of
+a process with a warm compilation cache to the end of its first training step. A profile opens in Perfetto or XProf.
 """
 
 import importlib.util
@@ -26,7 +28,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jax.extend.core import ClosedJaxpr, Jaxpr
 from ml_collections import ConfigDict
 
 from configs import benchmark as networks
@@ -39,20 +40,28 @@ from diffad_jax.loop import TrainStep, fit
 from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.models.dit import SIZES
 from diffad_jax.training import Batch, TrainState, make_dispatch
-from experiments import cli
+from experiments import cli, hlo
 
 CONFIG = cli.config_flag("configs/digits.py")
 SHAPE = flags.DEFINE_list("shape", ["8", "8", "1"], "Shape of one datum: H,W,C for pictures or D for vectors.")
 SUITE = flags.DEFINE_enum(
-    "suite", None, ["cpu"], "Measures the networks of configs/benchmark.py instead of one config."
+    "suite", None, list(networks.SUITES), "Measures these networks of configs/benchmark.py instead of one config."
 )
 OUT = flags.DEFINE_string("out", None, "File for the figures as JSON.")
 PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of three training steps of each config.")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each figure; the median is told.", lower_bound=1)
 FIRST_STEP = flags.DEFINE_string("first_step", None, "Ends after one step of this network of the suite.")
 
-
-LOOP_SECONDS = 8.0  # of training by the loop, two quarters of which are measured
+# FLOP/s of dense bfloat16 products by JAX's name of the card: NVIDIA's data sheets of A100, H100 SXM and H200 SXM; Google
+# Cloud's pages on TPU v5e and v5p.
+PEAKS = {
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989.5e12,
+    "NVIDIA H200": 989.5e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+}
+LOOP_SECONDS = 10.0  # of training by the loop, two fifths of which are measured
 
 
 def in_turn(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -69,26 +78,6 @@ def in_turn(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
             jax.block_until_ready(function())
             times[name].append(time.perf_counter() - started)
     return {name: float(np.median(found)) for name, found in times.items()}
-
-
-def flops(jaxpr: Jaxpr) -> int:
-    """Floating-point operations of the matrix products and convolutions of a program, loops multiplied out."""
-    total = 0
-    for equation in jaxpr.eqns:
-        # Every operand of the two has a shape; JAX's types do not say so.
-        shapes = [getattr(variable.aval, "shape", ()) for variable in (*equation.invars, *equation.outvars)]
-        if equation.primitive.name == "dot_general":
-            contracted = equation.params["dimension_numbers"][0][0]
-            total += 2 * math.prod(shapes[-1]) * math.prod(shapes[0][d] for d in contracted)
-        elif equation.primitive.name == "conv_general_dilated":
-            outputs = shapes[1][equation.params["dimension_numbers"].rhs_spec[0]]
-            total += 2 * math.prod(shapes[-1]) * math.prod(shapes[1]) // outputs
-        elif equation.primitive.name == "cond":
-            total += max(flops(branch.jaxpr) for branch in equation.params["branches"])
-        else:
-            inner = [p.jaxpr if isinstance(p, ClosedJaxpr) else p for p in equation.params.values()]
-            total += equation.params.get("length", 1) * sum(flops(p) for p in inner if isinstance(p, Jaxpr))
-    return total
 
 
 def product_shape(model: Any, shape: tuple[int, ...], batch_size: int) -> tuple[int, int, int]:
@@ -109,15 +98,17 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
     parallel = runs.parallel_of(config, training)
     state, key = parallel.put_state((state, jax.random.key(0)))
     dispatch = make_dispatch(step, count, parallel.compile)
-    data = np.random.default_rng(0).normal(size=(8 * batch_size, *shape)).astype(np.float32)
-    place = np.tile(np.arange(batch_size), (count, 1))
+    rng = np.random.default_rng(0)
+    data = rng.standard_normal((2 * batch_size, *shape), np.float32)
+    chosen, place = rng.integers(len(data), size=(count, batch_size)), np.tile(np.arange(batch_size), (count, 1))
+    batches = parallel.put_batches(Batch(data[chosen], place))  # type: ignore[arg-type]
 
     def train() -> Any:
         nonlocal state
-        rows = np.random.default_rng().integers(len(data), size=(count, batch_size))
-        state, metrics = dispatch(state, parallel.put_batches(Batch(data[rows], place)), key)  # type: ignore[arg-type]
+        state, metrics = dispatch(state, batches, key)
         return metrics
 
+    on_accelerator = jax.default_backend() != "cpu"
     started = time.perf_counter()
     jax.block_until_ready(train())
     compile_seconds = time.perf_counter() - started
@@ -127,24 +118,26 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
     params = jax.tree.map(jnp.copy, state.params)  # of which the next step takes the memory
     model = build("model", MODELS, config.model, learned_variance=config.denoiser.get("learned_variance", False))
     x, t = jnp.zeros((batch_size, *shape)), jnp.ones(batch_size)
-    step_flops = 3 * flops(jax.make_jaxpr(model.apply)(params, x, t).jaxpr)
-    rows, inner, outer = product_shape(model, shape, batch_size)
-    left, right, matmul = jnp.ones((rows, inner)), jnp.ones((inner, outer)), compiler.jit(jnp.matmul)
+    step_flops = 3 * hlo.flops(jax.make_jaxpr(model.apply)(params, x, t))
+    size = rows, inner, outer = product_shape(model, shape, batch_size)
+    left, right = (jax.random.normal(key, factor, model.dtype) for factor in (size[:2], size[1:]))
+    matmul = compiler.jit(jnp.matmul)
 
-    def products() -> None:
-        for _ in range(10):
-            matmul(left, right).block_until_ready()
+    def products() -> Any:
+        # An accelerator is not asked to wait for Python between two of them.
+        found = [matmul(left, right) if on_accelerator else matmul(left, right).block_until_ready() for _ in range(10)]
+        return found[-1]
 
     scoring = runs.scoring_of(config)
     score = make_levels(system, params, 0, scoring.batch_size)
-    unscored = np.zeros((scoring.batch_size, *shape), np.float32)
+    unscored = np.tile(data[: scoring.batch_size], (8 if on_accelerator else 1, *[1] * len(shape)))
     functions: dict[str, Callable[[], Any]] = {
         "train": train,
         "matmul": products,
         "score": lambda: score(unscored),
     }
     parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(params))
-    if torch := importlib.util.find_spec("torch") is not None and SUITE.value is not None:
+    if torch := importlib.util.find_spec("torch") is not None and SUITE.value == "cpu":
         from experiments import torch_twins
 
         twin = torch_twins.twin(model, shape)
@@ -157,9 +150,11 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
         with jax.profiler.trace(str(Path(PROFILE.value) / config.model.name.lower())):
             jax.block_until_ready([train() for _ in range(3)])
 
-    rate, peak = step_flops * count / seconds["train"], 20 * rows * inner * outer / seconds["matmul"]
+    rate, peak = step_flops * count / seconds["train"], 20 * math.prod(size) / seconds["matmul"]
+    train_rows, score_rows = batch_size * count / seconds["train"], len(unscored) / seconds["score"]
+    device = jax.devices()[0]
     figures = {
-        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
+        "device": f"{len(jax.devices())} x {device.device_kind}",
         "model": config.model.name,
         "parameters": parameters,
         "batch_size": batch_size,
@@ -169,10 +164,15 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
         "train_gflops": rate / 1e9,
         "train_of_peak": rate / peak,
         "train_steps_per_second": count / seconds["train"],
-        "train_examples_per_second": batch_size * count / seconds["train"],
-        "score_examples_per_second": scoring.batch_size / seconds["score"],
+        "train_examples_per_second": train_rows,
+        "score_examples_per_second": score_rows,
         "network_evaluations_per_datum": system.score.evaluations,
+        "score_of_train": score_rows * system.score.evaluations / (3 * train_rows),
     }
+    if device.device_kind in PEAKS and model.dtype == "bfloat16":
+        figures["mfu"] = rate / (PEAKS[device.device_kind] * len(jax.devices()))
+    if memory := device.memory_stats():
+        figures["peak_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
     figures |= loop_figures(step, jax.device_get(state), data, training, train, seconds["train"])
     if torch:
         figures["torch_steps_per_second"] = count / seconds["torch"]
@@ -193,7 +193,7 @@ def loop_figures(
     The bare dispatch is measured before and after the loop for as long as the loop, since a machine's speed drifts.
     """
     count = training.steps_per_dispatch
-    dispatches = math.ceil(LOOP_SECONDS / 4 / seconds)
+    dispatches = math.ceil(LOOP_SECONDS / 5 / seconds)
 
     def bare() -> float:
         jax.block_until_ready(train())
@@ -203,8 +203,8 @@ def loop_figures(
         return 2 * dispatches * count / (time.perf_counter() - started)
 
     before = bare()
-    # Of four log lines the first holds the compilation and the last the checkpoint of the end.
-    num_steps = 4 * dispatches * count
+    # Of five log lines the first holds the compilation, the second the imports for writing it, the last the checkpoint.
+    num_steps = 5 * dispatches * count
     with tempfile.TemporaryDirectory() as workdir:
         fit(
             step,
@@ -215,10 +215,10 @@ def loop_figures(
             num_steps=num_steps,
             batch_size=training.batch_size,
             steps_per_dispatch=count,
-            log_every=num_steps // 4,
+            log_every=num_steps // 5,
             checkpoint_every=num_steps,
         )
-        lines = [json.loads(line) for line in (Path(workdir) / "log.jsonl").read_text().splitlines()][1:3]
+        lines = [json.loads(line) for line in (Path(workdir) / "log.jsonl").read_text().splitlines()][2:4]
     rate = float(np.mean([line["steps_per_second"] for line in lines]))
     return {
         "loop_steps_per_second": rate,
@@ -234,7 +234,8 @@ def first_step(name: str) -> float:
     return time.perf_counter() - started
 
 
-def show(figures: dict[str, Any]) -> None:
+def show(title: str, figures: dict[str, Any]) -> None:
+    print(title)
     for name, value in figures.items():
         print(f"{name:32} {value:,.3f}" if isinstance(value, float) else f"{name:32} {value}")
     print(flush=True)
@@ -247,15 +248,15 @@ def main(_: list[str]) -> None:
         measure(networks.get_config(name), networks.SHAPES[name])
         return
     if SUITE.value:
-        found = {}
-        for name in networks.MODELS:
-            found[name] = measure(networks.get_config(name), networks.SHAPES[name])
-            found[name]["first_step_seconds"] = first_step(name)
-            show(found[name])
-        result: dict[str, Any] = found
+        result: dict[str, Any] = {}
+        for name in networks.SUITES[SUITE.value]:
+            result[name] = measure(networks.get_config(name), networks.SHAPES[name])
+            if SUITE.value == "cpu":
+                result[name]["first_step_seconds"] = first_step(name)
+            show(name, result[name])
     else:
         result = measure(CONFIG.value, tuple(cli.counts("shape", SHAPE.value)))
-        show(result)
+        show(CONFIG.value.model.name, result)
     if OUT.value:
         Path(OUT.value).write_text(json.dumps({"command": sys.argv, **result}, indent=2) + "\n")
 

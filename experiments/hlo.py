@@ -24,12 +24,20 @@ SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
 
 
 def flops(program: Any, loops: bool = True) -> float:
-    """FLOPs of the matrix products and convolutions of a (closed) jaxpr; loops: count a scan's body as often as it runs."""
+    """FLOPs of the matrix products and convolutions of a (closed) jaxpr.
+
+    loops: count a scan's body as often as it runs, else as often as the compiled loop, which may be unrolled, holds it.
+    """
     program = getattr(program, "jaxpr", program)
     total = 0.0
     for equation in program.eqns:
-        times = equation.params["length"] if equation.primitive.name == "scan" and loops else 1
-        total += _own_flops(equation) + times * sum(flops(inner, loops) for inner in _programs(equation.params))
+        times = 1
+        if equation.primitive.name == "scan":
+            length = equation.params["length"]
+            times = length if loops else min(length, equation.params["unroll"])
+        inner = [flops(inner, loops) for inner in _programs(equation.params)]
+        # Of a choice one branch runs, at most the dearest.
+        total += _own_flops(equation) + times * (max(inner) if equation.primitive.name == "cond" else sum(inner))
     return total
 
 

@@ -20,16 +20,6 @@ TWINS = {
 }
 
 
-def test_flops_are_those_counted_by_hand() -> None:
-    def program(x: jax.Array, kernel: jax.Array, matrix: jax.Array) -> jax.Array:
-        x = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ matrix), None), x, None, length=4)[0]
-
-    jaxpr = jax.make_jaxpr(program)(jnp.ones((2, 8, 6, 3)), jnp.ones((3, 3, 3, 5)), jnp.ones((5, 5))).jaxpr
-    pixels = 2 * 4 * 3
-    assert benchmark.flops(jaxpr) == 2 * pixels * 9 * 3 * 5 + 4 * 2 * pixels * 5 * 5
-
-
 def test_figures_of_a_tiny_config(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "LOOP_SECONDS", 0.4)
     if not flags.FLAGS.is_parsed():
@@ -39,6 +29,8 @@ def test_figures_of_a_tiny_config(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures["train_examples_per_second"] == pytest.approx(16 * figures["train_steps_per_second"])
     assert figures["train_of_peak"] == pytest.approx(figures["train_gflops"] / figures["matmul_gflops"])
     assert figures["train_of_peak"] > 0
+    evaluations = figures["network_evaluations_per_datum"] * figures["score_examples_per_second"]
+    assert figures["score_of_train"] == pytest.approx(evaluations / figures["train_examples_per_second"] / 3)
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,22 @@ from experiments import hlo
 
 
 def test_flops_of_a_scan_of_products_and_of_their_gradient() -> None:
-    def loss(w: jax.Array, x: jax.Array) -> jax.Array:
-        return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0].sum()
+    def loss(w: jax.Array, x: jax.Array, unroll: int = 1) -> jax.Array:
+        return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w, unroll=unroll)[0].sum()
 
     w, x = jnp.ones((3, 4, 4)), jnp.ones((5, 4))
     product = 2 * 5 * 4 * 4
     assert hlo.flops(jax.make_jaxpr(loss)(w, x)) == 3 * product
     assert hlo.flops(jax.make_jaxpr(loss)(w, x), loops=False) == product
+    assert hlo.flops(jax.make_jaxpr(partial(loss, unroll=2))(w, x), loops=False) == 2 * product
     assert hlo.flops(jax.make_jaxpr(jax.grad(loss, (0, 1)))(w, x)) == 9 * product
+
+
+def test_of_a_choice_the_dearest_branch_counts() -> None:
+    def program(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jax.lax.cond(x.sum() > 0, lambda: x @ w @ w, lambda: x @ w)
+
+    assert hlo.flops(jax.make_jaxpr(program)(jnp.ones((5, 4)), jnp.ones((4, 4)))) == 2 * (2 * 5 * 4 * 4)
 
 
 def test_flops_of_a_strided_convolution_and_of_its_gradient() -> None:

@@ -31,7 +31,7 @@ def agree(
     def with_gradients(function: Callable[..., Any], *arguments: jax.Array) -> Any:
         output, pull_back = jax.vjp(function, *arguments)
         leaves, tree = jax.tree.flatten(output)
-        cotangents = [jax.random.normal(jax.random.key(9 + i), leaf.shape) for i, leaf in enumerate(leaves)]
+        cotangents = [jax.random.normal(jax.random.key(9 + i), leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)]
         return output, pull_back(jax.tree.unflatten(tree, cotangents))
 
     pairs = zip(*(jax.tree.leaves(with_gradients(f, *arguments)) for f in (found, wanted)), strict=True)
@@ -40,11 +40,20 @@ def agree(
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (2, 3, 4)])
-def test_product_has_the_stock_gradients_without_a_transposed_copy(shape: tuple[int, ...]) -> None:
-    x, kernel = values(shape, (4, 5))
-    agree(ops.product, jnp.matmul, x, kernel)
-    gradient = jax.make_jaxpr(jax.grad(lambda kernel: ops.product(x, kernel).sum()))(kernel)
+def test_products_have_the_stock_gradients_without_a_transposed_copy(shape: tuple[int, ...]) -> None:
+    x, *kernels = values(shape, (4, 5), (4, 3), (4, 5))
+    agree(ops.products, lambda x, *kernels: tuple(x @ kernel for kernel in kernels), x, *kernels)
+    gradient = jax.make_jaxpr(jax.grad(lambda kernel: ops.products(x, kernel)[0].sum()))(kernels[0])
     assert "transpose" not in str(gradient)
+
+
+def test_gelu_has_the_stock_gradient_and_keeps_its_argument_alone() -> None:
+    (x,) = values((6, 50))
+    agree(ops.gelu, jax.nn.gelu, 3 * x)
+    _, pull_back = jax.vjp(ops.gelu, x)
+    assert [leaf.shape for leaf in jax.tree.leaves(pull_back)] == [x.shape]
+    # Far out the exponential overflows or vanishes; the slope there is 1 or 0.
+    np.testing.assert_allclose(jax.vmap(jax.grad(ops.gelu))(jnp.array([-1e4, -100.0, 100.0, 1e4])), [0, 0, 1, 1])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from diffad_jax.errors import InputError
-from diffad_jax.models.ops import Coefficients, convolve, normalise, product
+from diffad_jax.models.ops import Coefficients, convolve, normalise, products
 
 
 def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
@@ -77,7 +77,7 @@ class Conv3x3(nn.Module):
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    return product(x, kernel)
+    return products(x, kernel)[0]
 
 
 Dense = partial(nn.Dense, dot_general=_dot_general)

@@ -5,8 +5,9 @@ reader, the sum over all later blocks. `piece` sets a border that fusion does no
 pieces that read and write each array once.
 """
 
+import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -84,19 +85,52 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 @jax.custom_vjp
-def product(x: Array, kernel: Array) -> Array:
-    """x [..., K] times kernel [K, N]; the kernel's gradient comes in the kernel's own layout, without transposed copies."""
-    return x @ kernel
+def products(x: Array, *kernels: Array) -> tuple[Array, ...]:
+    """x [..., K] times each kernel [K, N]; a kernel's gradient comes in its own layout, without transposed copies."""
+    return _products_forward(x, *kernels)[0]
 
 
-def _product_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    dx = jax.lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
-    return dx, jax.lax.dot_general(rows, g_rows, (((0,), (0,)), ((), ())))
+def _products_forward(x: Array, *kernels: Array) -> tuple[tuple[Array, ...], tuple[Array, tuple[Array, ...]]]:
+    # In plain sight of `jax.checkpoint`, whose policies keep products.
+    return tuple(x @ kernel for kernel in kernels), (x, kernels)
 
 
-product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
+def _products_backward(saved: tuple[Array, tuple[Array, ...]], gradients: tuple[Array, ...]) -> tuple[Array, ...]:
+    x, kernels = saved
+    rows = x.reshape(-1, x.shape[-1])
+    terms = [
+        jax.lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
+        for g, kernel in zip(gradients, kernels, strict=True)
+    ]
+    # Summed from the last: on a GPU XLA has a product add to its second summand, not to its first.
+    dx = reduce(lambda total, term: term + total, reversed(terms))
+    columns = [g.reshape(-1, g.shape[-1]) for g in gradients]
+    return dx, *(jax.lax.dot_general(rows, g, (((0,), (0,)), ((), ()))) for g in columns)
+
+
+products.defvjp(_products_forward, _products_backward)
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+    """GELU, x Phi(x) with Phi by a tanh (Hendrycks & Gimpel 2016, section 2); the backward pass keeps x alone.
+
+    In the stock gradient it keeps the tanh too, and on a GPU the product before it cannot take the function over.
+    """
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _gelu_backward(x: Array, g: Array) -> tuple[Array]:
+    # The barrier keeps XLA from finding the forward pass's intermediate results again, which it would then keep.
+    y = jax.lax.optimization_barrier(x).astype(jnp.float32)
+    # In x sigmoid(2 z), as (1 + tanh(z)) / 2 = sigmoid(2 z).
+    slope = 2 * math.sqrt(2 / math.pi)
+    s = jax.lax.logistic(slope * y * (1 + 0.044715 * y * y))
+    derivative = s + slope * y * (1 + 3 * 0.044715 * y * y) * s * (1 - s)
+    return ((g.astype(jnp.float32) * derivative).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 # --- resampling -------------------------------------------------------------------------------------------------------
