@@ -8,7 +8,7 @@ FOLDER holds train/<class> and val/<class>, or <class> alone, half of whose norm
 Nichol & Dhariwal 2021 ("Improved denoising diffusion probabilistic models") with two blocks a level in place of three:
 100,345,859 parameters.
 
-Hardware: an accelerator with bfloat16. Cost and result: not run.
+Hardware: an accelerator with bfloat16; one H200 trains on 1,900 pictures/s (docs/performance.md). Result: not run.
 """
 
 from ml_collections import ConfigDict
