@@ -34,10 +34,12 @@ def metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, float]:
 
 
 def threshold(normal_scores: ArrayLike, quantile: float = 0.95) -> float:
-    """The score above which a datum is called anomalous: that quantile of the scores [N] of normals.
+    """The score above which a datum is called anomalous: of rank (N + 1) quantile among the scores [N] of normals.
 
-    Use normals that were not trained on; about 1 - quantile of all normals will be called anomalous.
+    Use normals that were not trained on; of all normals 1 - quantile will be called anomalous on average, or 1 / (N + 1) where
+    N is too small for so few: U_(k), the k-th of N uniform numbers, is k / (N + 1) on average.
     Raises InputError on an empty or non-finite array, and on a quantile outside [0, 1].
+    Source: Hyndman & Fan 1996 ("Sample quantiles in statistical packages"), definition 6.
     """
     s = np.asarray(normal_scores, np.float64)
     if s.ndim != 1 or not s.size or not np.isfinite(s).all():
@@ -47,7 +49,7 @@ def threshold(normal_scores: ArrayLike, quantile: float = 0.95) -> float:
         )
     if not 0 <= quantile <= 1:
         raise InputError(f"quantile: found {quantile}, allowed are 0 to 1")
-    return float(np.quantile(s, quantile))
+    return float(np.quantile(s, quantile, method="weibull"))
 
 
 def bootstrap_intervals(

@@ -52,15 +52,8 @@ PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of three trai
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each figure; the median is told.", lower_bound=1)
 FIRST_STEP = flags.DEFINE_string("first_step", None, "Ends after one step of this network of the suite.")
 
-# FLOP/s of dense bfloat16 products by JAX's name of the card: NVIDIA's data sheets of A100, H100 SXM and H200 SXM; Google
-# Cloud's pages on TPU v5e and v5p.
-PEAKS = {
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989.5e12,
-    "NVIDIA H200": 989.5e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-}
+# FLOP/s of dense bfloat16 products by JAX's name of the card. Source: NVIDIA's data sheets of A100, H100 SXM and H200 SXM.
+PEAKS = {"NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA H100 80GB HBM3": 989.5e12, "NVIDIA H200": 989.5e12}
 LOOP_SECONDS = 10.0  # of training by the loop, two fifths of which are measured
 
 

@@ -45,8 +45,15 @@ def test_f1_does_not_depend_on_the_order_of_tied_rows() -> None:
     assert constant == pytest.approx({"auroc": 0.5, "aupr": 0.25, "f1": 0.25, "fpr95": 1})
 
 
+@pytest.mark.parametrize(("count", "expected"), [(20, 0.05), (500, 0.05), (4, 0.2)])
+def test_as_many_new_normals_as_asked_lie_above_the_threshold(count: int, expected: float) -> None:
+    normals = np.random.default_rng(0).uniform(size=(4000, count))
+    above = 1 - np.array([threshold(scores) for scores in normals])
+    assert above.mean() == pytest.approx(expected, abs=4 * above.std() / 4000**0.5)
+
+
 def test_threshold_is_the_quantile_of_the_normals() -> None:
-    assert threshold(np.arange(101)) == 95 and threshold(np.arange(101), 0.5) == 50
+    assert threshold(np.arange(99)) == 94 and threshold(np.arange(101), 0.5) == 50
     for bad in ([], [1, np.nan]):
         with pytest.raises(InputError, match="normal_scores"):
             threshold(bad)
