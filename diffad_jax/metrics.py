@@ -36,8 +36,8 @@ def metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, float]:
 def threshold(normal_scores: ArrayLike, quantile: float = 0.95) -> float:
     """The score above which a datum is called anomalous: of rank (N + 1) quantile among the scores [N] of normals.
 
-    Use normals that were not trained on; of all normals 1 - quantile will be called anomalous on average, or 1 / (N + 1) where
-    N is too small for so few: U_(k), the k-th of N uniform numbers, is k / (N + 1) on average.
+    Use normals that were not trained on; of all normals 1 - quantile will be called anomalous on average, or 1 / (N + 1)
+    where N is too small for so few: U_(k), the k-th of N uniform numbers, is k / (N + 1) on average.
     Raises InputError on an empty or non-finite array, and on a quantile outside [0, 1].
     Source: Hyndman & Fan 1996 ("Sample quantiles in statistical packages"), definition 6.
     """

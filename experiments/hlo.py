@@ -101,31 +101,27 @@ def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     return found, entry
 
 
-def loop_counts(found: dict[str, list[Instruction]], entry: str, into_calls: bool) -> dict[str, tuple[float, int]]:
-    """Of every computation that is reached: how often it runs, and the length of the loop that it is the body of, or 1.
+def loop_counts(found: dict[str, list[Instruction]], entry: str, into_calls: bool) -> dict[str, float]:
+    """How often every computation that is reached runs. into_calls: follow also the insides of fusions."""
+    reached: dict[str, float] = {}
 
-    into_calls: follow also the insides of fusions.
-    """
-    reached: dict[str, tuple[float, int]] = {}
-
-    def visit(name: str, times: float, length: int) -> None:
-        if name not in found or reached.get(name, (0.0, 0))[0] >= times:
+    def visit(name: str, times: float) -> None:
+        if name not in found or reached.get(name, 0.0) >= times:
             return
-        reached[name] = times, length
+        reached[name] = times
         for instruction in found[name]:
             if instruction.opcode == "while":
                 body, condition = (
                     re.search(rf"{part}=%?([\w.\-]+)", instruction.text) for part in ("body", "condition")
                 )
                 assert body and condition
-                trips = _trips(instruction, found.get(condition[1], []))
-                visit(body[1], times * trips, trips)
+                visit(body[1], times * _trips(instruction, found.get(condition[1], [])))
             elif instruction.opcode in ("conditional", "call") or into_calls:
                 for called in re.findall(r"(?:calls|to_apply|branch_computations)=\{?([%\w.\-, ]+)", instruction.text):
                     for inner in re.findall(r"%([\w.\-]+)", called):
-                        visit(inner, times, length)
+                        visit(inner, times)
 
-    visit(entry, 1.0, 1)
+    visit(entry, 1.0)
     return reached
 
 
@@ -141,7 +137,7 @@ def collectives(text: str) -> dict[str, Collectives]:
     """The communication between chips of a compiled program, by kind."""
     found, entry = computations(text)
     by_channel: dict[str, tuple[str, Collectives]] = {}
-    for name, (times, _) in loop_counts(found, entry, into_calls=True).items():
+    for name, times in loop_counts(found, entry, into_calls=True).items():
         for instruction in found[name]:
             kind = instruction.opcode.removesuffix("-start")
             if kind not in SENT:
@@ -205,29 +201,83 @@ FREE = {
 def memory_bytes(text: str) -> float:
     """An estimate of what a chip's memory reads and writes: operands and results of every instruction outside fusions.
 
-    What the compiler keeps in the chip's vector memory is free. In a loop of n rounds, arrays [n, ...] count one slice each.
+    What the compiler keeps in the chip's vector memory is free. Of an array that a fusion only cuts, the cuts count; of one
+    that it updates in place, what it writes.
     """
     found, entry = computations(text)
     total = 0.0
-    for name, (times, length) in loop_counts(found, entry, into_calls=False).items():
+    for name, times in loop_counts(found, entry, into_calls=False).items():
         types = {instruction.name: instruction.type for instruction in found[name]}
         for instruction in found[name]:
             kernel = instruction.opcode != "custom-call" or "tpu_custom_call" in instruction.text
             if instruction.opcode in FREE or instruction.opcode.endswith("-done") or not kernel:
                 continue
             results = list(SHAPE.finditer(instruction.type))
-            operands = [shape for operand in instruction.operands for shape in SHAPE.finditer(types.get(operand, ""))]
             if instruction.opcode.endswith("-start"):
                 # A copy between the two memories: the smaller of what it names is what moves.
                 total += times * min((_bytes(shape) for shape in results if shape[2]), default=0.0)
                 continue
+            operands = [types.get(operand, "") for operand in instruction.operands]
             # A communication under way hands its buffers from one fusion to the next.
-            passed = {r[0] for r in results} & {o[0] for o in operands} if "[]{:S(2)}" in instruction.type else set()
-            for shape in results + operands:
-                if "S(" not in (shape[3] or "") and shape[0] not in passed:
-                    stacked = length > 1 and shape[2].partition(",")[0] == str(length)
-                    total += times * _bytes(shape) / (length if stacked else 1)
+            passed = {shape[0] for shape in results} if "[]{:S(2)}" in instruction.type else set()
+            passed &= {shape[0] for operand in operands for shape in SHAPE.finditer(operand)}
+            for place, operand in enumerate(operands):
+                if _far(operand, passed):
+                    total += times * min(_far(operand, passed), _read(found, instruction, place))
+            total += times * min(_far(instruction.type, passed), _written(found, name, instruction))
     return total
+
+
+SAME_VALUES = {"bitcast", "convert", "copy", "pad", "reshape", "transpose"}
+
+
+def _far(type_: str, passed: set[str]) -> float:
+    """Bytes of a type's arrays that lie in the chip's large memory, but for those passed on."""
+    return sum(
+        _bytes(shape) for shape in SHAPE.finditer(type_) if "S(" not in (shape[3] or "") and shape[0] not in passed
+    )
+
+
+def _called(instruction: Instruction) -> str:
+    """The computation that a fusion consists of, or ""."""
+    match = re.search(r"calls=%?([\w.\-]+)", instruction.text) if instruction.opcode == "fusion" else None
+    return match[1] if match else ""
+
+
+def _read(found: dict[str, list[Instruction]], user: Instruction, place: int) -> float:
+    """Bytes that an instruction reads at most of the operand at one place."""
+    if user.opcode in ("dynamic-slice", "slice") and place == 0:
+        return _far(user.type, set())
+    if user.opcode == "dynamic-update-slice" and place == 0:
+        return 0.0
+    inside = found.get(_called(user), [])
+    parameter = next((i.name for i in inside if i.opcode == "parameter" and f"parameter({place})" in i.text), None)
+    return _read_of(found, inside, parameter) if parameter else math.inf
+
+
+def _read_of(found: dict[str, list[Instruction]], inside: list[Instruction], name: str) -> float:
+    """Bytes that a computation reads at most of a value of its own."""
+    total = 0.0
+    for user in inside:
+        for place, operand in enumerate(user.operands):
+            if operand == name:
+                same = user.opcode in SAME_VALUES and place == 0
+                total += _read_of(found, inside, user.name) if same else _read(found, user, place)
+    return total
+
+
+def _written(found: dict[str, list[Instruction]], name: str, instruction: Instruction) -> float:
+    """Bytes that an instruction of a computation writes at most."""
+    if called := _called(instruction):
+        root = [i for i in found.get(called, []) if i.text.lstrip().startswith("ROOT")]
+        return sum(min(_far(i.type, set()), _written(found, called, i)) for i in root) if root else math.inf
+    named = {i.name: i for i in found[name]}
+    operands = [named[operand] for operand in instruction.operands if operand in named]
+    if instruction.opcode == "dynamic-update-slice":
+        return _far(operands[1].type, set())
+    if instruction.opcode in ("bitcast", "tuple"):
+        return sum(min(_far(i.type, set()), _written(found, name, i)) for i in operands)
+    return math.inf
 
 
 def _bytes(shape: re.Match[str]) -> float:

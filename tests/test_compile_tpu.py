@@ -60,6 +60,25 @@ PROGRAM = """
   ROOT %sum = f32[] add(%a, %b)
 }
 
+%cut (p: f32[4,10], q: s32[]) -> bf16[10] {
+  %p = f32[4,10]{1,0} parameter(0)
+  %q = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %padded = f32[5,10]{1,0} pad(%p, %zero), padding=0_1x0_0
+  %row = f32[1,10]{1,0} dynamic-slice(%padded, %q, %zero), dynamic_slice_sizes={1,10}
+  ROOT %flat = bf16[10]{0} convert(%row)
+}
+
+%put (p.1: f32[4,10], q.1: s32[], r: f32[10]) -> (f32[4,10]) {
+  %p.1 = f32[4,10]{1,0} parameter(0)
+  %q.1 = s32[] parameter(1)
+  %r = f32[10]{0} parameter(2)
+  %zero.1 = s32[] constant(0)
+  %row.1 = f32[1,10]{1,0} bitcast(%r)
+  %written = f32[4,10]{1,0} dynamic-update-slice(%p.1, %row.1, %q.1, %zero.1)
+  ROOT %both = (f32[4,10]{1,0}) tuple(%written)
+}
+
 %condition (state: (s32[], f32[4,10])) -> pred[] {
   %state = (s32[], f32[4,10]) parameter(0)
   %end = s32[] constant(4)
@@ -71,10 +90,12 @@ PROGRAM = """
   %state.1 = (s32[], f32[4,10]) parameter(0)
   %i.1 = s32[] get-tuple-element(%state.1), index=0
   %stack = f32[4,10]{1,0:T(8,128)} get-tuple-element(%state.1), index=1
-  %near = bf16[10]{0:T(128)S(1)} fusion(%stack, %i.1), kind=kLoop, calls=%add
+  %near = bf16[10]{0:T(128)S(1)} fusion(%stack, %i.1), kind=kLoop, calls=%cut
   %gathered = bf16[80]{0} all-gather(%near), channel_id=1, replica_groups=[2,8]<=[16], dimensions={0}
   %reduced = f32[10]{0} all-reduce(%near), channel_id=2, replica_groups={{0,1},{2,3}}, to_apply=%add
-  ROOT %next = (s32[], f32[4,10]) tuple(%i.1, %stack)
+  %put.1 = (f32[4,10]{1,0}) fusion(%stack, %i.1, %reduced), kind=kLoop, calls=%put
+  %stack.1 = f32[4,10]{1,0} get-tuple-element(%put.1), index=0
+  ROOT %next = (s32[], f32[4,10]) tuple(%i.1, %stack.1)
 }
 
 ENTRY %main (x: f32[4,10]) -> f32[4,10] {
@@ -96,9 +117,18 @@ def test_communication_in_loops_counts_as_often_as_they_run() -> None:
     }
 
 
-def test_memory_traffic_leaves_out_vector_memory_and_takes_stacked_arrays_in_slices() -> None:
-    body = 40 + 4 + 160 + 40  # a slice of the stack, its index, two results; what is near costs nothing
+def test_memory_traffic_leaves_out_vector_memory_and_counts_slices_where_arrays_are_cut_or_written_in_place() -> None:
+    body = 40 + 4 + 160 + 40  # a row of the stack, its number, two results; what is near costs nothing
+    body += 40 + 4 + 40  # a row, read and put into the stack, and its number
     assert hlo.memory_bytes(PROGRAM) == 4 * body + 64
+
+
+def test_an_array_that_is_also_read_whole_counts_whole() -> None:
+    both = PROGRAM.replace(
+        "ROOT %flat = bf16[10]{0} convert(%row)",
+        "%all = f32[] custom-call(%p)\n  ROOT %flat = bf16[10]{0} convert(%row)",
+    )
+    assert hlo.memory_bytes(both) == hlo.memory_bytes(PROGRAM) + 4 * (160 - 40)
 
 
 # --- the sharded step ------------------------------------------------------------------------------------------------
