@@ -241,6 +241,8 @@ def main(_: list[str]) -> None:
         measure(networks.get_config(name), networks.SHAPES[name])
         return
     if SUITE.value:
+        if SUITE.value == "gpu" and jax.default_backend() == "cpu":
+            raise InputError("--suite: found 'gpu', but JAX sees no accelerator; allowed here is 'cpu'")
         result: dict[str, Any] = {}
         for name in networks.SUITES[SUITE.value]:
             result[name] = measure(networks.get_config(name), networks.SHAPES[name])

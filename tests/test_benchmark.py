@@ -1,5 +1,6 @@
 """The benchmark's counts by hand, its figures on a tiny config, and the PyTorch twins, where PyTorch is installed."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from absl import flags
+from processes import command
 
 from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.models.published import dit_params, unet_params
@@ -31,6 +33,13 @@ def test_figures_of_a_tiny_config(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures["train_of_peak"] > 0
     evaluations = figures["network_evaluations_per_datum"] * figures["score_examples_per_second"]
     assert figures["score_of_train"] == pytest.approx(evaluations / figures["train_examples_per_second"] / 3)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="here the suite runs")
+def test_the_suite_of_gpus_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    ended = command("experiments.benchmark", "--suite=gpu", output=tmp_path)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == "error: --suite: found 'gpu', but JAX sees no accelerator; allowed here is 'cpu'\n"
 
 
 @pytest.mark.parametrize("name", TWINS)
