@@ -222,8 +222,7 @@ def memory_bytes(text: str) -> float:
             passed = {shape[0] for shape in results} if "[]{:S(2)}" in instruction.type else set()
             passed &= {shape[0] for operand in operands for shape in SHAPE.finditer(operand)}
             for place, operand in enumerate(operands):
-                if _far(operand, passed):
-                    total += times * min(_far(operand, passed), _read(found, instruction, place))
+                total += times * min(_far(operand, passed), _read(found, instruction, place))
             total += times * min(_far(instruction.type, passed), _written(found, name, instruction))
     return total
 
@@ -244,6 +243,10 @@ def _called(instruction: Instruction) -> str:
     return match[1] if match else ""
 
 
+def _is_root(instruction: Instruction) -> bool:
+    return instruction.text.lstrip().startswith("ROOT")
+
+
 def _read(found: dict[str, list[Instruction]], user: Instruction, place: int) -> float:
     """Bytes that an instruction reads at most of the operand at one place."""
     if user.opcode in ("dynamic-slice", "slice") and place == 0:
@@ -256,9 +259,11 @@ def _read(found: dict[str, list[Instruction]], user: Instruction, place: int) ->
 
 
 def _read_of(found: dict[str, list[Instruction]], inside: list[Instruction], name: str) -> float:
-    """Bytes that a computation reads at most of a value of its own."""
+    """Bytes that a computation reads at most of a value of its own; the whole where it is the result."""
     total = 0.0
     for user in inside:
+        if user.name == name and _is_root(user):
+            return math.inf
         for place, operand in enumerate(user.operands):
             if operand == name:
                 same = user.opcode in SAME_VALUES and place == 0
@@ -269,7 +274,7 @@ def _read_of(found: dict[str, list[Instruction]], inside: list[Instruction], nam
 def _written(found: dict[str, list[Instruction]], name: str, instruction: Instruction) -> float:
     """Bytes that an instruction of a computation writes at most."""
     if called := _called(instruction):
-        root = [i for i in found.get(called, []) if i.text.lstrip().startswith("ROOT")]
+        root = [i for i in found.get(called, []) if _is_root(i)]
         return sum(min(_far(i.type, set()), _written(found, called, i)) for i in root) if root else math.inf
     named = {i.name: i for i in found[name]}
     operands = [named[operand] for operand in instruction.operands if operand in named]

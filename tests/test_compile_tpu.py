@@ -123,12 +123,16 @@ def test_memory_traffic_leaves_out_vector_memory_and_counts_slices_where_arrays_
     assert hlo.memory_bytes(PROGRAM) == 4 * body + 64
 
 
-def test_an_array_that_is_also_read_whole_counts_whole() -> None:
-    both = PROGRAM.replace(
-        "ROOT %flat = bf16[10]{0} convert(%row)",
+@pytest.mark.parametrize(
+    "inside",
+    [
         "%all = f32[] custom-call(%p)\n  ROOT %flat = bf16[10]{0} convert(%row)",
-    )
-    assert hlo.memory_bytes(both) == hlo.memory_bytes(PROGRAM) + 4 * (160 - 40)
+        "ROOT %flat = bf16[4,10]{1,0} convert(%p)",
+    ],
+)
+def test_an_array_that_is_read_whole_counts_whole(inside: str) -> None:
+    whole = PROGRAM.replace("ROOT %flat = bf16[10]{0} convert(%row)", inside)
+    assert hlo.memory_bytes(whole) == hlo.memory_bytes(PROGRAM) + 4 * (160 - 40)
 
 
 # --- the sharded step ------------------------------------------------------------------------------------------------
