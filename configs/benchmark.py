@@ -29,7 +29,11 @@ MODELS = {
     "unet_64": imagenet64_unet.get_config().model.to_dict(),
 }
 SUITES = {"cpu": ("unet", "dit_s", "dit_b", "mlp"), "gpu": ("dit_xl_16", "dit_b_16", "unet_64")}
-SHAPES = {"unet": (32, 32, 3), "dit_s": (32, 32, 3), "dit_b": (224, 224, 3), "mlp": (512,)} | {
+SHAPES = {
+    "unet": (32, 32, 3),
+    "dit_s": (32, 32, 3),
+    "dit_b": (224, 224, 3),
+    "mlp": (512,),
     "dit_xl_16": (224, 224, 3),
     "dit_b_16": (224, 224, 3),
     "unet_64": (64, 64, 3),
