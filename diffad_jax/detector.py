@@ -20,6 +20,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.evaluation import Judge, Reading, make_reader, make_scorer
 from diffad_jax.noise import fold_in, gaussian, keys_for
 from diffad_jax.patches import over_patches
+from diffad_jax.process import diffuse
 from diffad_jax.runs import define, scoring_of
 from diffad_jax.samplers import sample, uniform
 from diffad_jax.scores import reconstruct
@@ -115,32 +116,35 @@ class Trained:
     def explain(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """For pictures [K, H, W, C]: (x_0, x_t, reconstruction, heat map [K, H, W]), the first three in model range.
 
-        The heat map is the squared error of the reconstruction where the score has no map.
+        The heat map is the squared error of the reconstruction where the score has no map. A model of patches reconstructs
+        each from its own noise; x_t is the whole picture under one.
         """
         x_0 = self.statistics.transform.apply(raw)
-        found = self._reconstructed(self.params, x_0)
-        x_t, x = np.split(np.moveaxis(np.asarray(found), 0, -1), 2, axis=-1)
+        x_t, x = map(np.asarray, self._reconstructed(self.params, x_0))
         heat = np.concatenate([reading.maps for reading in self.read(raw)])
         return x_0, x_t, x, heat if heat.ndim == 3 else ((x - x_0) ** 2).mean(axis=-1)
 
     @cached_property
-    def _reconstructed(self) -> Callable[[Params, np.ndarray], Array]:
-        """(params, x_0 [K, H, W, C]) -> x_t and the reconstruction, side by side in the leading axis: [2 C, K, H, W]."""
+    def _reconstructed(self) -> Callable[[Params, np.ndarray], tuple[Array, Array]]:
+        """(params, x_0 [K, H, W, C]) -> x_t and the reconstruction, both like x_0."""
         settings, key = scoring_of(self.config), jax.random.key(self.config.seed)
-        system = self.system
+        system, t = self.system, jnp.float32(settings.picture_time)
 
-        def of_patches(params: Params, x_0: Array) -> Array:
-            t = jnp.asarray(settings.picture_time, x_0.dtype)
-            pair = reconstruct(
-                system.process, system.sampler, system.denoise(params), x_0, t, settings.picture_steps, key
+        def of(params: Params, x_0: Array) -> tuple[Array, Array]:
+            read = partial(
+                reconstruct,
+                system.process,
+                system.sampler,
+                system.denoise(params),
+                t=t,
+                num_steps=settings.picture_steps,
             )
-            return jnp.moveaxis(jnp.concatenate(pair, axis=-1), -1, 0)
+            if system.shape == x_0.shape[1:]:
+                return read(x_0, key=key)
+            joined = over_patches(lambda x: jnp.moveaxis(read(x, key=key)[1], -1, 0), x_0, size=system.shape[0])
+            return diffuse(system.process, x_0, t, gaussian(key, x_0)), jnp.moveaxis(joined, 0, -1)
 
-        def whole(params: Params, x_0: Array) -> Array:
-            read = partial(of_patches, params)
-            return read(x_0) if system.shape == x_0.shape[1:] else over_patches(read, x_0, size=system.shape[0])
-
-        return compiler.jit(whole)
+        return compiler.jit(of)
 
 
 def load(workdir: str | Path) -> Trained:

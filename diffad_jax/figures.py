@@ -85,7 +85,7 @@ def picture_grid(pictures: Pictures) -> Figure:
     shown = _sorted(pictures)
     count, height, width = shown.error.shape
     inch = 1 if width <= DPI else 2
-    heat = ScalarMappable(Normalize(0, float(np.quantile(shown.error, 0.995)) or 1.0), "magma")
+    heat = ScalarMappable(Normalize(0, max(0.0, float(np.quantile(shown.error, 0.995))) or 1.0), "magma")
     heat_maps = np.asarray(heat.cmap(heat.norm(shown.error)))[..., :3]
     rows = np.stack([_rgb(shown.x_0), _rgb(shown.x_t), _rgb(shown.reconstruction), heat_maps])
 

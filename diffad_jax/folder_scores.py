@@ -43,9 +43,9 @@ def score_folder(
 ) -> Counts:
     """Scores the pictures `files` below `root` in batches, in bounded memory, and leaves alone what `out` holds already.
 
-    Files that are newer than out/scores.csv are scored again; rows of files that are gone stay, and are not counted.
+    Files that have changed since the last call began are scored again; rows of files that are gone stay, and are not counted.
 
-    out/run.json: of which run and folder the scores are, and no other's may come there.
+    out/run.json: of which run and folder the scores are, and no other's may come there; its date is that of the last call.
     out/scores.csv: path relative to root; score; probability, see `probability`; label, 1 where the score is above the
     threshold of the training normals. With heat_maps out/heat_maps/<path>.png, see `colours`, as large as the model sees
     pictures. out/unreadable.csv: path and cause of what could not be read this time; the next call tries it again.
@@ -58,7 +58,8 @@ def score_folder(
         raise InputError(f"heat maps: the run's score {trained.config.score.name!r} has none, it is one number")
     _claim(out, trained, root)
     names = {file: os.path.relpath(file, root) for file in files}
-    table = ScoreTable(out / "scores.csv", _newer(out / "scores.csv", names))
+    table = ScoreTable(out / "scores.csv", _changed_since(out / "run.json", names))
+    os.utime(out / "run.json")
     before = table.labels_of(names.values())
 
     def heat_map(file: Path) -> Path:
@@ -224,12 +225,15 @@ def _rows(paths: Iterable[str], scores: np.ndarray, statistics: Statistics) -> l
     return [(n, f"{s:.6g}", f"{p:.6g}", int(y)) for n, s, p, y in zip(paths, scores, chances, labels, strict=True)]
 
 
-def _newer(table: Path, names: Mapping[Path, str]) -> set[str]:
-    """The names of the files that have changed since the table was written."""
-    if not table.exists():
-        return set()
-    written = table.stat().st_mtime_ns
-    return {name for file, name in names.items() if file.exists() and file.stat().st_mtime_ns > written}
+def _changed_since(stamp: Path, names: Mapping[Path, str]) -> set[str]:
+    """The names of the files that have changed since the date of `stamp`, or have come since, whatever their own date."""
+    begun = stamp.stat().st_mtime_ns
+
+    def changed(file: Path) -> int:
+        status = file.stat()
+        return max(status.st_mtime_ns, status.st_ctime_ns)
+
+    return {name for file, name in names.items() if file.exists() and changed(file) > begun}
 
 
 def _lines(rows: Iterable[Sequence[object]]) -> bytes:

@@ -19,8 +19,8 @@ from diffad_jax.calibration import FOLDS, TINY, spread
 from diffad_jax.errors import InputError
 
 PLACES = 32  # along a side, about
-WINDOW = 4  # places along a window's side: an eighth of the picture
-BANK_ROWS = 2**20  # all windows of a thousand pictures; fewer find less (docs/pictures.md)
+WINDOW = 4  # places along a window's side: about an eighth of the picture
+BANK_ROWS = 2**20  # all windows of a thousand pictures of 32 x 32 places; fewer find less (docs/pictures.md)
 CHUNK = 1024  # windows of the bank
 TILE = 2048  # and of pictures that are compared at once
 SHRINKAGE = 0.2
@@ -49,13 +49,13 @@ class Memory(NamedTuple):
 def local_statistics(maps: Array) -> Array:
     """[L, B, H, W] -> [B, h, w, 2 L]: logarithms of the means over windows, and the same less the picture's median of each.
 
-    The second half does not change with a picture's exposure, the first knows of it. Windows of an eighth of a side lie
-    about H / 32 pixels apart and are cut off at the border.
+    The second half does not change with a picture's exposure, the first knows of it. Windows of about an eighth of a side,
+    4 pixels at least, lie H / 32 pixels apart, rounded, and are cut off at the border.
     Raises InputError where maps are no pictures.
     """
     if maps.ndim != 4:
         raise InputError("config.scoring.combination: 'memory' needs a score with maps of pictures, found one without")
-    stride = tuple(max(1, size // PLACES) for size in maps.shape[2:])
+    stride = tuple(max(1, round(size / PLACES)) for size in maps.shape[2:])
     window = tuple(min(WINDOW * step, size) for step, size in zip(stride, maps.shape[2:], strict=True))
 
     def total(x: Array) -> Array:

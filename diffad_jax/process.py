@@ -56,8 +56,14 @@ def chain(betas: np.ndarray) -> Process:
 
     With L(t) = -log alpha_bar(t), L_k = -sum_{i<=k} log(1 - beta_i): log_snr = -log(expm1(L)). Between grid points L is
     interpolated linearly, that is, noise arrives at a constant rate within a step. betas: [T] in (0, 1).
+    Raises InputError where alpha_bar falls below e^-80, of which float32 knows no inverse.
     """
     table = np.concatenate([[0.0], -np.cumsum(np.log1p(-np.asarray(betas, np.float64)))])
+    if table[-1] > 80:
+        raise InputError(
+            f"config.process: found an alpha_bar of e^-{table[-1]:.0f} at t = 1, allowed is e^-80 or more: fewer "
+            "num_steps or a smaller beta_max"
+        )
     num_steps = len(betas)
 
     def log_snr(t: Array) -> Array:

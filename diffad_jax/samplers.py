@@ -12,24 +12,28 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffad_jax.noise import fold_in, gaussian
+from diffad_jax.noise import Key, fold_in, gaussian
 from diffad_jax.parametrisation import Denoise, reverse_log_variance
 from diffad_jax.process import Process, posterior, time_at
 
 
 class Sampler(NamedTuple):
-    """step(denoise, x_t, t, s, key, memory) -> (x_s, memory), and init(x) -> memory; t and s are scalars."""
+    """step(denoise, x_t, t, s, key, memory) -> (x_s, memory), and init(x) -> memory; t and s are scalars.
 
-    step: Callable[[Denoise, Array, Array, Array, Array, Any], tuple[Array, Any]]
+    Noise is drawn by `noise.gaussian(key, x_t)`, which knows all kinds of keys.
+    """
+
+    step: Callable[[Denoise, Array, Array, Array, Key, Any], tuple[Array, Any]]
     init: Callable[[Array], Any] = lambda x: ()
     evaluations: int = 1
     """Network evaluations per step."""
 
 
-def sample(sampler: Sampler, denoise: Denoise, x: Array, times: Array, key: Array) -> Array:
+def sample(sampler: Sampler, denoise: Denoise, x: Array, times: Array, key: Key) -> Array:
     """Carries x at times[0] through all times to times[-1], in one `lax.scan`.
 
-    x: [B, ...]; times: [N + 1] in [0, 1], monotone; key: [] (all data share the noise) or [B]. Returns x at times[-1].
+    x: [B, ...]; times: [N + 1] in [0, 1], monotone, ascending ones from above 0, where no denoiser is defined; key: [] (all
+    data share the noise) or [B]. Returns x at times[-1].
     """
 
     def body(carry: tuple[Array, Any], step: tuple[Array, Array, Array]) -> tuple[tuple[Array, Any], None]:
@@ -57,7 +61,11 @@ def quadratic(num_steps: int, start: float | Array = 1.0) -> Array:
 def karras(
     process: Process, num_steps: int, start: float | Array = 1.0, noise_min: float = 0.002, rho: float = 7.0
 ) -> Array:
-    """The times of noise levels n = sigma / alpha evenly spaced in n^(1/rho), then 0 (Karras et al. 2022, eq. 5)."""
+    """The times of noise levels n = sigma / alpha evenly spaced in n^(1/rho), then 0 (Karras et al. 2022, eq. 5).
+
+    noise_min: the last level but 0; where the process begins with more noise, as `log_linear` may, it is that.
+    """
+    noise_min = jnp.maximum(noise_min, jnp.exp(-process.log_snr(jnp.asarray(1e-6, jnp.float32)) / 2))
     noise_max = jnp.exp(-process.log_snr(jnp.asarray(start, jnp.float32)) / 2)
     ramp = jnp.linspace(0.0, 1.0, num_steps)
     noise = (noise_max ** (1 / rho) + ramp * (noise_min ** (1 / rho) - noise_max ** (1 / rho))) ** rho
@@ -73,7 +81,7 @@ def ddpm(process: Process, variance: str = "small") -> Sampler:
     variance: "small", "large" or "learned", see `reverse_log_variance`. The step to s = 0 adds no noise.
     """
 
-    def step(denoise: Denoise, x_t: Array, t: Array, s: Array, key: Array, memory: Any) -> tuple[Array, Any]:
+    def step(denoise: Denoise, x_t: Array, t: Array, s: Array, key: Key, memory: Any) -> tuple[Array, Any]:
         prediction = denoise(x_t, t)
         mean, _ = posterior(process, prediction.x_0, x_t, s, t)
         deviation = jnp.exp(0.5 * reverse_log_variance(process, prediction, s, t, variance))
@@ -89,7 +97,7 @@ def ddim(process: Process, eta: float = 0.0) -> Sampler:
     eta = 1 is `ddpm`.
     """
 
-    def step(denoise: Denoise, x_t: Array, t: Array, s: Array, key: Array, memory: Any) -> tuple[Array, Any]:
+    def step(denoise: Denoise, x_t: Array, t: Array, s: Array, key: Key, memory: Any) -> tuple[Array, Any]:
         prediction = denoise(x_t, t)
         mean = process.alpha(s) * prediction.x_0
         if eta == 0:
@@ -107,7 +115,7 @@ def heun(process: Process) -> Sampler:
     The last step, to s = 0, is Euler's.
     """
 
-    def step(denoise: Denoise, x_t: Array, t: Array, s: Array, key: Array, memory: Any) -> tuple[Array, Any]:
+    def step(denoise: Denoise, x_t: Array, t: Array, s: Array, key: Key, memory: Any) -> tuple[Array, Any]:
         alpha_s, noise_s = process.alpha(s), process.sigma(s) / process.alpha(s)
         gap = noise_s - process.sigma(t) / process.alpha(t)
         first = denoise(x_t, t)
@@ -132,7 +140,7 @@ def dpm_solver_2m(process: Process) -> Sampler:
         # A last step from infinitely far away has no weight.
         return jnp.zeros_like(x), jnp.full((), -jnp.inf, x.dtype)
 
-    def step(denoise: Denoise, x_t: Array, t: Array, s: Array, key: Array, memory: Any) -> tuple[Array, Any]:
+    def step(denoise: Denoise, x_t: Array, t: Array, s: Array, key: Key, memory: Any) -> tuple[Array, Any]:
         last_x_0, last_lambda = memory
         x_0 = denoise(x_t, t).x_0
         lambda_t, lambda_s = process.log_snr(t) / 2, process.log_snr(s) / 2

@@ -17,7 +17,7 @@ from diffad_jax import samplers
 from diffad_jax.errors import InputError
 from diffad_jax.losses import Decoder
 from diffad_jax.losses import bound as variational_bound
-from diffad_jax.noise import fold_in, gaussian
+from diffad_jax.noise import Key, Mirrored, fold_in, gaussian
 from diffad_jax.parametrisation import Denoise
 from diffad_jax.process import Process, diffuse
 
@@ -120,14 +120,10 @@ def reconstruct(
     x_0: Array,
     t: Array,
     num_steps: int,
-    key: Array,
-    sign: Array | float = 1.0,
+    key: Key,
 ) -> tuple[Array, Array]:
-    """Noises x_0 to time t and denoises it in num_steps even steps: (x_t, reconstruction), both like x_0.
-
-    sign: -1 takes the mirrored noise, the other half of an antithetic pair.
-    """
-    x_t = diffuse(process, x_0, t, sign * gaussian(fold_in(key, 0), x_0))
+    """Noises x_0 to time t and denoises it in num_steps even steps: (x_t, reconstruction), both like x_0."""
+    x_t = diffuse(process, x_0, t, gaussian(fold_in(key, 0), x_0))
     times = samplers.uniform(num_steps, t).astype(x_0.dtype)
     return x_t, samplers.sample(sampler, denoise, x_t, times, fold_in(key, 1))
 
@@ -146,8 +142,8 @@ def reconstruction(
     """The paper's score: the distance between x_0 and its reconstruction from partial noise.
 
     For each level t* of `times`: mean over num_draws draws of d(x_0, denoised(alpha x_0 + sigma eps)); draws come in
-    antithetic pairs eps, -eps, which takes the noise's own ups and downs out of the mean. num_steps = 1 with a
-    deterministic sampler is the one-step denoising error, d(x_0, x_0_theta(x_t, t*)).
+    antithetic pairs eps, -eps, of a sampler's noise too, which takes its ups and downs out of the mean. num_steps = 1 with
+    a deterministic sampler is the one-step denoising error, d(x_0, x_0_theta(x_t, t*)).
     bias: after the L levels of the error come L of d(x_0, mean of the draws' reconstructions): what is left when the share of
     the noise is averaged away (error = bias + variance where d is "l2").
     gradients: after those come L and L of the `squared_steps`, down and across, of b = x_0 - mean of the reconstructions.
@@ -171,8 +167,8 @@ def reconstruction(
 
         def level(t: Array) -> tuple[Array, ...]:
             def draw(total: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
-                sign = 1 - 2 * (number % 2).astype(x_0.dtype)
-                _, x = reconstruct(process, sampler, denoise, x_0, t, num_steps, fold_in(key, number // 2), sign)
+                half = Mirrored(jax.random.fold_in(key, number // 2), 1 - 2 * (number % 2).astype(x_0.dtype))
+                _, x = reconstruct(process, sampler, denoise, x_0, t, num_steps, half)
                 return (total[0] + compared(x), total[1] + x), None
 
             zeros = jnp.zeros_like(compared(x_0)), jnp.zeros_like(x_0)

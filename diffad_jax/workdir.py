@@ -49,6 +49,7 @@ def save_config(workdir: Path, config: ConfigDict) -> None:
 def claim(path: Path, value: Mapping[str, Any], name: str, directory: str) -> None:
     """Writes `value`, called `name` in errors, as the JSON that tells whose the directory of `path` is.
 
+    One that says so already is left alone, with its date.
     Raises InputError where another value holds it, naming the differing keys, and where it cannot be a `directory`.
     """
     try:
@@ -61,6 +62,7 @@ def claim(path: Path, value: Mapping[str, Any], name: str, directory: str) -> No
         if differing:
             shown = ", ".join(f"{key} ({there.get(key)!r} there, {asked.get(key)!r} asked)" for key in differing)
             raise InputError(f"{path}: holds another run's {name}, differing in {shown}; choose another {directory}")
+        return
     try:
         save_json(path, value)
     except OSError as error:

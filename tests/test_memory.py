@@ -42,6 +42,7 @@ def test_statistics_are_logarithms_of_window_means_with_and_without_exposure() -
     assert_allclose(exposed[..., :2] - found[..., :2], np.log(9), atol=1e-4)
     assert_allclose(exposed[..., 2:], found[..., 2:], atol=1e-4)
     assert local_statistics(jnp.ones((1, 1, 8, 40))).shape == (1, 8, 40, 2)
+    assert local_statistics(jnp.ones((1, 1, 50, 100))).shape == (1, 25, 34, 2)
     with pytest.raises(InputError, match="'memory' needs a score with maps of pictures"):
         local_statistics(jnp.ones((2, 5)))
 

@@ -316,6 +316,10 @@ def test_a_model_of_patches_reads_whole_pictures(tmp_path: Path) -> None:
     x_0, x_t, reconstruction, heat = trained.explain(PICTURES[:3])
     assert x_0.shape == x_t.shape == reconstruction.shape == (3, SIZE, SIZE, 1)
     np.testing.assert_allclose(heat, maps[:3], rtol=1e-4, atol=1e-5)
+    # The picture is noised as one: what is averaged where patches overlap would be smoother.
+    t = np.float32(config.scoring.get("picture_time", 0.5))
+    noise = (x_t - trained.system.process.alpha(t) * x_0) / trained.system.process.sigma(t)
+    assert noise[:, 2:6, 2:6].std() > 0.8
     config.pipeline.crop = 9
     with pytest.raises(InputError, match=r"config.pipeline.crop: found 9, allowed is up to the 8 pixels"):
         runs.train(config, Dataset("patches", PICTURES, PICTURES, labels), tmp_path / "other", progress=False)

@@ -9,6 +9,7 @@ from analytic import PROCESSES, amplitudes
 from numpy.testing import assert_allclose, assert_array_equal
 
 from diffad_jax import noise, process
+from diffad_jax.errors import InputError
 
 every_process = pytest.mark.parametrize("name", PROCESSES)
 # Compiled whole: one by one the small operations cost more to compile than all tests to run.
@@ -94,6 +95,14 @@ def test_from_the_datum_itself(name: str) -> None:
     alpha, sigma = amplitudes(p, t)
     assert_allclose(mean, np.asarray(alpha)[:, None] * x_0, rtol=1e-6)
     assert_allclose(variance, np.square(sigma), rtol=1e-6)
+
+
+def test_a_chain_that_leaves_nothing_of_the_datum_is_refused() -> None:
+    """Its alpha would be 0 in float32, and what is divided by it no number."""
+    with pytest.raises(InputError, match=r"config.process: found an alpha_bar of e\^-107 at t = 1, allowed is e\^-80"):
+        process.linear(1000, 1e-4, 0.2)
+    p = process.linear(1000, 1e-4, 0.149)
+    assert p.alpha(1.0) > 0 and np.isfinite(p.log_snr(1.0))
 
 
 @every_process

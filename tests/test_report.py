@@ -109,6 +109,12 @@ def test_one_setting_says_what_the_scores_say_and_needs_nothing_from_outside(tmp
         assert len(np.unique(image @ [1 << 16, 1 << 8, 1])) > 50
 
 
+def test_maps_below_those_of_the_normals_are_drawn():
+    grey, errors = np.zeros((2, 8, 8, 1)), np.full((2, 8, 8), -0.5)
+    figure = figures.picture_grid(Pictures(grey, grey, grey, errors, np.array([0, 1]), np.array([2.0, 1.0]), None))
+    assert pixels(figures.png(figure)).size
+
+
 def test_defects_are_outlined_where_the_mask_is_and_larger_pictures_keep_their_pixels():
     zeros = np.zeros((3, 200, 200))
     masks = zeros > 0

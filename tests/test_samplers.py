@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from diffad_jax import samplers
 from diffad_jax.parametrisation import Prediction
-from diffad_jax.process import Process
+from diffad_jax.process import Process, log_linear
 from diffad_jax.samplers import Sampler, sample
 
 MEAN, DEVIATION = np.array([0.5, -1.0, 0.0, 2.0]), np.array([0.25, 1.0, 0.6, 1.7])
@@ -141,6 +141,18 @@ def test_time_grids(name: str) -> None:
         noise = (np.asarray(sigma) / np.asarray(alpha)) ** (1 / 7)
         assert_allclose(np.diff(noise), (0.002 ** (1 / 7) - noise[0]) / 11, rtol=5e-3)
         assert_allclose(noise[-1], 0.002 ** (1 / 7), rtol=1e-3)
+
+
+def test_karras_ends_with_the_least_noise_that_the_process_knows() -> None:
+    """As the processes of the configs do; their last steps would have no length, and DPM-Solver++ no slope."""
+    p = log_linear(0.05, 20.0)
+    times = np.asarray(karras(p, 12))
+    assert times[-1] == 0 and (np.diff(times) < 0).all()
+    alpha, sigma = amplitudes(p, times[-2])
+    assert_allclose(sigma / alpha, 0.05, rtol=1e-3)
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    for make in (samplers.ddim, samplers.dpm_solver_2m):
+        assert np.isfinite(run(make(p), gaussian_denoise(p, MEAN, DEVIATION), x, times, KEY)).all()
 
 
 def test_who_shares_noise() -> None:

@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from diffad_jax.data.folders import labelled_folder, picture_folder
 from diffad_jax.data.loading import load
 from diffad_jax.data.pictures import read_picture
 from diffad_jax.errors import InputError
-from diffad_jax.folder_scores import Counts, Tolerant, colours, probability, score_folder
+from diffad_jax.folder_scores import Counts, ScoreTable, Tolerant, colours, probability, score_folder
 from diffad_jax.scores import Score
 from diffad_jax.workdir import Statistics
 
@@ -181,6 +182,30 @@ def test_a_picture_that_was_replaced_is_scored_again_and_one_that_is_gone_not_co
     after = {row["path"]: row["score"] for row in rows_of(out)}
     assert float(after["0.png"]) > float(before.pop("0.png")) and before.items() < after.items()
     assert len(rows_of(out)) == 3
+    assert score_folder(trained, folder, picture_folder(folder), out).new == 0
+    # Another picture that is older than the scores, as a copy that keeps its date.
+    shutil.copy2(photos / "3.png", tmp_path / "3.png")
+    os.utime(tmp_path / "3.png", (1e9, 1e9))
+    os.replace(tmp_path / "3.png", folder / "1.png")
+    assert score_folder(trained, folder, picture_folder(folder), out).new == 1
+
+
+def test_a_picture_that_changes_while_its_folder_is_scored_is_scored_again(
+    workdir: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, folder, out = detector.load(workdir), tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(photos / "0.png", folder / "0.png")
+    append = ScoreTable.append
+
+    def changing(self: ScoreTable, *arguments: Any) -> None:
+        shutil.copy(photos / "checks.png", folder / "0.png")
+        append(self, *arguments)
+
+    monkeypatch.setattr(ScoreTable, "append", changing)
+    assert score_folder(trained, folder, picture_folder(folder), out) == Counts(1, 1, 0, 0)
+    monkeypatch.undo()
+    assert score_folder(trained, folder, picture_folder(folder), out) == Counts(1, 1, 1, 0)
 
 
 def test_rows_of_a_file_are_scored(workdir: Path, photos: Path, tmp_path: Path) -> None:
@@ -272,7 +297,7 @@ def test_no_more_than_a_few_batches_are_in_memory(
     folder.mkdir()
     out.mkdir()
     for i in range(200):
-        os.link(photos / "0.png", folder / f"{i:03}.png")
+        shutil.copy(photos / "0.png", folder / f"{i:03}.png")
 
     def counted(self: Tolerant, file: Path) -> np.ndarray:
         ahead.append(len(ahead) + 1 - (out / "scores.csv").read_bytes().count(b"\n"))

@@ -1,5 +1,6 @@
 """The scores of Gaussian data, known in closed form, and what every score must be: its own datum's alone."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -15,6 +16,8 @@ from diffad_jax.calibration import per_datum
 from diffad_jax.errors import InputError
 from diffad_jax.losses import gaussian_decoder
 from diffad_jax.parametrisation import Denoise, Prediction
+from diffad_jax.process import Process
+from diffad_jax.samplers import Sampler
 from diffad_jax.scores import Score
 
 KEY = jax.random.key(3)
@@ -53,6 +56,17 @@ def test_one_step_error_of_gaussian_data(name: str) -> None:
         assert (np.abs(chance) < 4 * error).all()
         assert_allclose(chance, chance[0], atol=0.1 * error)
     assert score.evaluations == len(times) * draws
+
+
+@pytest.mark.parametrize("make", [samplers.ddpm, partial(samplers.ddim, eta=0.5), samplers.ddim])
+def test_the_mean_of_an_antithetic_pair_is_free_of_noise(make: Callable[[Process], Sampler]) -> None:
+    """Of Gaussian data, whose denoiser is linear: also of the noise that a sampler adds on its way."""
+    p, x_0 = PROCESSES["cosine"], np.asarray(MEAN + np.array([[0.0], [4.0], [20.0]]) * DEVIATION, np.float32)
+    score = scores.reconstruction(p, make(p), (0.3,), num_steps=5, num_draws=2, bias=True)
+    found = [maps(score, gaussian_denoise(p, MEAN, DEVIATION), x_0, jax.random.key(i)) for i in range(2)]
+    (error, bias), (other_error, other_bias) = found
+    assert_allclose(bias, other_bias, rtol=1e-3, atol=1e-6)
+    assert not np.isclose(error, other_error, rtol=1e-3).any()
 
 
 def test_encode_decode_returns_gaussian_data() -> None:
