@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
+    config.mesh, config.pipeline = {}, {}  # for what the command line sets in them
     config.data = {"name": "adbench_folder", "path": "data/adbench", "protocol": "clean", "seed": 0}
     # The shrinkage is lowered to D / N where rows are many, see `transforms.fit`.
     config.transform = {"name": "whiten", "pooling": 1.0, "shrinkage": 0.3}

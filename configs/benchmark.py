@@ -44,6 +44,7 @@ BATCH_SIZES = {"unet": 64, "dit_s": 32, "dit_b": 8, "mlp": 64, "dit_xl_16": 256,
 def get_config(model: str = "unet") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
+    config.mesh, config.pipeline = {}, {}  # for what the command line sets in them
     config.transform = {"name": "standardise"}
     config.process = {"name": "linear"}
     config.model = MODELS[model]

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 def get_config(anomalous_class: str = "0") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
+    config.mesh, config.pipeline = {}, {}  # for what the command line sets in them
     if anomalous_class == "all":
         config.data = {"name": "digits_each"}
     else:

@@ -2,8 +2,9 @@
 
 import json
 import re
+import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from logging import LogRecord
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from diffad_jax import distributed
-from diffad_jax.errors import InputError, RunFailed
+from diffad_jax.errors import InputError, RunFailed, out_of_memory
 
 
 class Checkpoints:
@@ -60,12 +62,13 @@ class Checkpoints:
     def save(self, step: int, state: Any, seconds: float = 0.0, loss: float | None = None) -> None:
         """Starts saving `state` as `step`; a step that is already there is left alone.
 
-        Checkpoints that `restore` found damaged are deleted first, since Orbax saves no step up to its newest one.
+        Checkpoints that `restore` found damaged are set aside first, since Orbax saves no step up to its newest one.
         Raises RunFailed when this save, or the one before it in the background, cannot be written.
         """
         with self._failures_in_one_line():
-            while self._damaged:
-                self._manager.delete(self._damaged.pop())
+            if self._damaged:
+                self._set_aside(self._damaged)
+                self._damaged = []
             if step not in self._manager.all_steps():
                 self._manager.save(
                     step,
@@ -90,8 +93,9 @@ class Checkpoints:
 
         best: the state of least loss, where one was saved with a loss.
         A damaged checkpoint is passed over for the one before it, with a warning that names it. Raises InputError when
-        a checkpoint is of another model, and when checkpoints exist and none can be read; and RunFailed in the one of
-        several processes that cannot read the part that its devices hold, since others may have read theirs.
+        a checkpoint is of another model, and when checkpoints exist and none can be read; and RunFailed where memory does
+        not suffice, and in the one of several processes that cannot read the part that its devices hold, since others may
+        have read theirs.
         """
         with self._failures_in_one_line():
             self._manager.wait_until_finished()
@@ -109,19 +113,38 @@ class Checkpoints:
             except Exception as error:  # Orbax raises many kinds for damaged files.
                 if distributed.of_another(error):
                     raise
+                if out_of_memory(error):
+                    raise RunFailed(f"{self.directory}/{step}: no memory to read it ({_reason(error)})") from error
                 if own_part:
                     raise RunFailed(
                         f"{self.directory}/{step}: process {jax.process_index()} cannot read its part ({_reason(error)}), "
                         "and all must go on from one step; remove this checkpoint and start them again"
                     ) from error
-                logging.warning("checkpoint %s/%d cannot be read (%s)", self.directory, step, _reason(error))
+                logging.warning(
+                    "checkpoint %s/%d cannot be read (%s); the run goes on without it, and the next save moves it to %s",
+                    *(self.directory, step, _reason(error), _aside(step)),
+                )
                 damaged.append(step)
             else:
                 self._damaged = [bad for bad in damaged if bad > step]
                 return state
         if steps:
-            raise InputError(f"{self.directory}: no checkpoint can be read (steps {steps}); remove it to start again")
+            raise InputError(
+                f"{self.directory}: no checkpoint can be read (steps {steps}); move it away to start again"
+            )
         return None
+
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        """Renames them rather than deleting them: what could not be read may have been the disk's fault of that hour."""
+        if jax.process_index() == 0:
+            for step in steps:
+                shutil.rmtree(
+                    self.directory / _aside(step), ignore_errors=True
+                )  # what was set aside as this step before
+                (self.directory / str(step)).rename(self.directory / _aside(step))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoints set aside")
+        self._manager.reload()
 
     def _check_shapes(self, step: int, like: Any) -> None:
         there, asked = _shapes(self._manager.item_metadata(step).tree), _shapes(like)
@@ -160,7 +183,11 @@ class Checkpoints:
 
 def any_in(directory: Path) -> bool:
     """Whether a directory of checkpoints holds one."""
-    return any(directory.glob("[0-9]*"))
+    return any(path.name.isdecimal() for path in directory.glob("*"))
+
+
+def _aside(step: int) -> str:
+    return f"unread-{step}"
 
 
 def _negative_loss(metrics: dict[str, float]) -> float:

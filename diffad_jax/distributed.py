@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, out_of_memory
 
 JOIN_SECONDS = 300
 DEAD_SECONDS = 60
@@ -55,7 +55,8 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
 def of_another(error: Exception) -> bool:
     """Whether this is how JAX's collectives, or Orbax where processes wait for each other, tell that another process died."""
     waited = isinstance(error, TimeoutError) and error.errno is None
-    return jax.distributed.is_initialized() and (waited or isinstance(error, jax.errors.JaxRuntimeError))
+    failed = isinstance(error, jax.errors.JaxRuntimeError) and not out_of_memory(error)
+    return jax.distributed.is_initialized() and (waited or failed)
 
 
 def _number(name: str) -> int | None:

@@ -93,7 +93,7 @@ def fit(
         Log(workdir) if jax.process_index() == 0 else nullcontext() as log,
         _Signals() as signals,
     ):
-        state = checkpoints.restore(like) or parallel.put_state(made(init))
+        state = checkpoints.restore(like) or made(init, parallel)
         first = step = int(state.step)
         seconds = checkpoints.seconds(first)
         pending: tuple[int, dict[str, Array], Array | int, bool] | None = None

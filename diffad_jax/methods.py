@@ -24,7 +24,7 @@ from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import joined
 from diffad_jax.loop import Diverged
-from diffad_jax.runs import Training, scoring_of, start
+from diffad_jax.runs import Training, define, scoring_of
 from diffad_jax.training import (
     Batch,
     Loss,
@@ -139,10 +139,10 @@ def diffusion_programs(config: ConfigDict, width: int) -> Programs:
 @lru_cache(maxsize=32)
 def _diffusion_programs(config: str, width: int) -> Programs:
     spec = ConfigDict(json.loads(config))
-    system, state, step, settings = start(spec, (width,))
+    system, init, step, settings = define(spec, (width,))
     levels = compiler.jit(lambda params, x, key: per_datum(system.score.maps(system.denoise(params), x, key)).T)
     dispatch = make_dispatch(step, settings.steps_per_dispatch)
-    return Programs(jax.jit(system.init), state, dispatch, levels, settings, scoring_of(spec).batch_size)
+    return Programs(jax.jit(system.init), init(), dispatch, levels, settings, scoring_of(spec).batch_size)
 
 
 # --- diffusion time estimation ------------------------------------------------------------------------------------------

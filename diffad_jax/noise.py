@@ -17,7 +17,7 @@ class Mirrored(NamedTuple):
     Where everything is linear in the noise, the mean over the pair is free of it, however many draws a sampler makes.
     """
 
-    key: Array
+    key: "Key"
     sign: Array
 
 

@@ -1,4 +1,4 @@
-"""What numbers a config may hold: outside of these a run would train, and score nonsense without a word."""
+"""What numbers and names a config may hold: outside of these a run would train, and score nonsense without a word."""
 
 import math
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ RANGES = {
     "model.depth": COUNT,
     "model.unroll": COUNT,
     "model.features": COUNT,
-    "model.channels": COUNT,
+    "model.channels": Range(2),
     "model.channel_multipliers": COUNT,
     "model.num_blocks": COUNT,
     "model.num_heads": COUNT,
@@ -87,6 +87,7 @@ SECTIONS = (
     *("optimizer", "training", "sampler", "decoder", "score", "scoring"),
 )
 OPTIONAL_SECTIONS = ("data", "pipeline", "parallel", "mesh")
+CHOICES = {"model.dtype": ("float32", "bfloat16")}
 LISTS = ("model.channel_multipliers", "loss.focus", "score.times")
 
 
@@ -100,12 +101,22 @@ def check_sections(config: Mapping[str, Any], *needed: str) -> None:
 
 
 def check_ranges(config: Mapping[str, Any]) -> None:
-    """Raises InputError on the first number, or list of one or more numbers, of a config that is not in its range."""
+    """Raises InputError on the first number, or list of one or more numbers, of a config that is not in its range.
+
+    And on a name that is none of its CHOICES.
+    """
     for path, allowed in RANGES.items():
-        section, _, name = path.rpartition(".")
-        value = (config.get(section, {}) if section else config).get(name)
+        value = _at(config, path)
         if value is None:
             continue
         kind, values = ("lists of ", value) if path in LISTS else ("", [value])
         if not isinstance(values, list | tuple) or not values or not all(map(allowed.holds, values)):
             raise InputError(f"config.{path}: found {value!r}, allowed are {kind}{allowed}")
+    for path, names in CHOICES.items():
+        if (value := _at(config, path)) not in (None, *names):
+            raise InputError(f"config.{path}: found {value!r}; {nearest(str(value), names)}")
+
+
+def _at(config: Mapping[str, Any], path: str) -> Any:
+    section, _, name = path.rpartition(".")
+    return (config.get(section, {}) if section else config).get(name)

@@ -24,9 +24,9 @@ from diffad_jax.loop import fit
 from diffad_jax.memory import MIN_NORMALS, local_statistics
 from diffad_jax.noise import keys_for
 from diffad_jax.ranges import check_ranges, check_sections
-from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, made, mean_over_devices, on, own, split
+from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, on, own, split
 from diffad_jax.training import Loss, Params, TrainState, init_state, make_optimizer, make_train_step
-from diffad_jax.workdir import Statistics, save_config
+from diffad_jax.workdir import Statistics, save_config, save_data
 
 
 class Training(NamedTuple):
@@ -67,14 +67,11 @@ class Scoring(NamedTuple):
     picture_steps: int = 10
 
 
-def start(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, TrainState, Any, Training]:
-    """The system, the state before the first step (`sharding.made`), the train step and the training settings."""
-    system, init, step, training = define(config, shape)
-    return system, made(init), step, training
-
-
 def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable[[], TrainState], Any, Training]:
-    """As `start`, with a pure function that makes the state, on the device, in place of the state."""
+    """The system, a pure function that makes the state before the first step, the train step and the training settings.
+
+    Raises InputError, naming the key, on what a config may not hold.
+    """
     check_sections(config)
     check_ranges(config)
     system = assemble(config, shape)
@@ -147,6 +144,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         )
     if writes:
         save_config(workdir, config)
+        save_data(workdir, dataset)
     rows = transform.view(dataset.train)
     fitted = fit(
         step,

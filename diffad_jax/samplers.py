@@ -65,10 +65,10 @@ def karras(
 
     noise_min: the last level but 0; where the process begins with more noise, as `log_linear` may, it is that.
     """
-    noise_min = jnp.maximum(noise_min, jnp.exp(-process.log_snr(jnp.asarray(1e-6, jnp.float32)) / 2))
-    noise_max = jnp.exp(-process.log_snr(jnp.asarray(start, jnp.float32)) / 2)
+    noise_first, noise_max = (jnp.exp(-process.log_snr(jnp.asarray(t, jnp.float32)) / 2) for t in (1e-6, start))
+    noise_last = jnp.maximum(noise_min, noise_first)
     ramp = jnp.linspace(0.0, 1.0, num_steps)
-    noise = (noise_max ** (1 / rho) + ramp * (noise_min ** (1 / rho) - noise_max ** (1 / rho))) ** rho
+    noise = (noise_max ** (1 / rho) + ramp * (noise_last ** (1 / rho) - noise_max ** (1 / rho))) ** rho
     return jnp.append(time_at(process, -2 * jnp.log(noise)), 0.0).at[0].set(start)
 
 

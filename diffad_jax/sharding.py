@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffad_jax import compiler
 from diffad_jax.errors import InputError
+from diffad_jax.training import Params, TrainState
 
 AXES = ("data", "fsdp")
 LARGE = 2**16
@@ -99,16 +101,7 @@ def on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
-def made(function: Callable[[], Any]) -> Any:
-    """What a pure function makes: on the device where there is one, whose step may take its memory over.
-
-    Where there are more it is drawn on the first and brought to the host's memory, from which each takes its part.
-    """
-    tree = function()
-    return tree if jax.device_count() == 1 else jax.device_get(tree)
-
-
-# --- the step on many devices ------------------------------------------------------------------------------------------
+# --- a state and its step on many devices ----------------------------------------------------------------------------
 
 
 class Parallel(NamedTuple):
@@ -177,6 +170,23 @@ def by_pmap(mesh: Mesh) -> Parallel:
         return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
 
     return Parallel(whole, partial(replicate, mesh=mesh), put_batches, compile)
+
+
+def made(init: Callable[[], TrainState], parallel: Parallel) -> TrainState:
+    """The state that the pure `init` makes, in its place on all devices.
+
+    With one device it is made there, whose step may take its memory over. Where there are more the parameters alone are drawn
+    on the first, so that their values are those of one device, and go through the host's memory to where they belong; the
+    rest of a state, three quarters and more, is made in its place.
+    """
+    if jax.device_count() == 1:
+        return parallel.put_state(init())
+    params = parallel.put_state(jax.device_get(jax.jit(lambda: init().params)()))
+
+    def around(params: Params) -> TrainState:
+        return init()._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+
+    return jax.jit(around, out_shardings=parallel.shardings(jax.eval_shape(init)))(params)
 
 
 def mean_over_devices(tree: Any) -> Any:

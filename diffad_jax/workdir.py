@@ -1,4 +1,4 @@
-"""The files of a run's directory: config.json, statistics.npz, metrics.json. Every file appears whole or not at all."""
+"""The files of a run's directory: config.json, data.json, statistics.npz, metrics.json. Each appears whole or not at all."""
 
 import json
 import os
@@ -46,6 +46,12 @@ def save_config(workdir: Path, config: ConfigDict) -> None:
     claim(workdir / "config.json", json.loads(config.to_json_best_effort()), "config", "work directory")
 
 
+def save_data(workdir: Path, dataset: Dataset) -> None:
+    """Writes data.json, the name and fingerprint of what is learnt, and refuses a directory whose run began on other rows."""
+    rows = {"name": dataset.name, "rows": fingerprint(dataset.train)}
+    claim(workdir / "data.json", rows, "data", "work directory")
+
+
 def claim(path: Path, value: Mapping[str, Any], name: str, directory: str) -> None:
     """Writes `value`, called `name` in errors, as the JSON that tells whose the directory of `path` is.
 
@@ -62,9 +68,11 @@ def claim(path: Path, value: Mapping[str, Any], name: str, directory: str) -> No
         if differing:
             shown = ", ".join(f"{key} ({there.get(key)!r} there, {asked.get(key)!r} asked)" for key in differing)
             raise InputError(f"{path}: holds another run's {name}, differing in {shown}; choose another {directory}")
-        return
     try:
-        save_json(path, value)
+        if path.exists():
+            path.open("r+b").close()  # Raises where nothing can be written.
+        else:
+            save_json(path, value)
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be a {directory} ({error.strerror})") from error
 

@@ -39,6 +39,7 @@ from diffad_jax.evaluation import make_levels
 from diffad_jax.loop import TrainStep, fit
 from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.models.dit import SIZES
+from diffad_jax.sharding import Parallel, made
 from diffad_jax.training import Batch, TrainState, make_dispatch
 from experiments import cli, hlo
 
@@ -85,14 +86,14 @@ def product_shape(model: Any, shape: tuple[int, ...], batch_size: int) -> tuple[
 
 
 def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The figures of one config for data of one shape."""
-    system, state, step, training = runs.start(config, shape)
+    """The figures of one config for data of one shape; training sees patches of them where the config says so."""
+    system, init, step, training = runs.define(config, shape)
     batch_size, count = training.batch_size, training.steps_per_dispatch
     parallel = runs.parallel_of(config, training)
-    state, key = parallel.put_state((state, jax.random.key(0)))
+    state, key = made(init, parallel), jax.random.key(0)
     dispatch = make_dispatch(step, count, parallel.compile)
     rng = np.random.default_rng(0)
-    data = rng.standard_normal((2 * batch_size, *shape), np.float32)
+    data = rng.standard_normal((2 * batch_size, *system.shape), np.float32)
     chosen, place = rng.integers(len(data), size=(count, batch_size)), np.tile(np.arange(batch_size), (count, 1))
     batches = parallel.put_batches(Batch(data[chosen], place))  # type: ignore[arg-type]
 
@@ -110,9 +111,9 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
 
     params = jax.tree.map(jnp.copy, state.params)  # of which the next step takes the memory
     model = build("model", MODELS, config.model, learned_variance=config.denoiser.get("learned_variance", False))
-    x, t = jnp.zeros((batch_size, *shape)), jnp.ones(batch_size)
+    x, t = jnp.zeros((batch_size, *system.shape)), jnp.ones(batch_size)
     step_flops = 3 * hlo.flops(jax.make_jaxpr(model.apply)(params, x, t))
-    size = rows, inner, outer = product_shape(model, shape, batch_size)
+    size = rows, inner, outer = product_shape(model, system.shape, batch_size)
     left, right = (jax.random.normal(key, factor, model.dtype) for factor in (size[:2], size[1:]))
     matmul = compiler.jit(jnp.matmul)
 
@@ -123,7 +124,7 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
 
     scoring = runs.scoring_of(config)
     score = make_levels(system, params, 0, scoring.batch_size)
-    unscored = np.tile(data[: scoring.batch_size], (8 if on_accelerator else 1, *[1] * len(shape)))
+    unscored = rng.standard_normal((scoring.batch_size * (8 if on_accelerator else 1), *shape), np.float32)
     functions: dict[str, Callable[[], Any]] = {
         "train": train,
         "matmul": products,
@@ -133,7 +134,7 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
     if torch := importlib.util.find_spec("torch") is not None and SUITE.value == "cpu":
         from experiments import torch_twins
 
-        twin = torch_twins.twin(model, shape)
+        twin = torch_twins.twin(model, system.shape)
         assert sum(p.numel() for p in twin.parameters()) == parameters
         # The plain loop for the smallest network, as people write it; PyTorch's fused optimiser for the others.
         torch_step = torch_twins.trainer(twin, data, batch_size, plain=isinstance(model, MLP))
@@ -166,7 +167,7 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
         figures["mfu"] = rate / (PEAKS[device.device_kind] * len(jax.devices()))
     if memory := device.memory_stats():
         figures["peak_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
-    figures |= loop_figures(step, jax.device_get(state), data, training, train, seconds["train"])
+    figures |= loop_figures(step, jax.device_get(state), data, training, parallel, train, seconds["train"])
     if torch:
         figures["torch_steps_per_second"] = count / seconds["torch"]
         figures["times_torch"] = seconds["torch"] / seconds["train"]
@@ -178,6 +179,7 @@ def loop_figures(
     state: TrainState,
     data: np.ndarray,
     training: runs.Training,
+    parallel: Parallel,
     train: Callable[[], Any],
     seconds: float,
 ) -> dict[str, float]:
@@ -210,6 +212,7 @@ def loop_figures(
             steps_per_dispatch=count,
             log_every=num_steps // 5,
             checkpoint_every=num_steps,
+            parallel=parallel,
         )
         lines = [json.loads(line) for line in (Path(workdir) / "log.jsonl").read_text().splitlines()][2:4]
     rate = float(np.mean([line["steps_per_second"] for line in lines]))

@@ -21,8 +21,9 @@ from ml_collections import ConfigDict, config_flags
 from diffad_jax import distributed
 from diffad_jax.build import nearest
 from diffad_jax.data.adbench import adbench_names
-from diffad_jax.errors import InputError, RunFailed
+from diffad_jax.errors import InputError, RunFailed, out_of_memory
 from diffad_jax.loop import Stopped
+from diffad_jax.ranges import OPTIONAL_SECTIONS
 
 _configs: dict[str, str | None] = {}  # the flags that name a config file, with their defaults
 
@@ -97,6 +98,13 @@ def run(main: Callable[[list[str]], None]) -> None:
                 _fail(
                     f"the work with the other processes failed, most likely because one of them did ({reason})", code=1
                 )
+            if out_of_memory(error):
+                _fail(
+                    f"out of memory ({(str(error).splitlines() or ['MemoryError'])[0]}); less takes a smaller batch_size of "
+                    "config.training or config.scoring, more passes of config.training.accumulate, config.model.remat, or "
+                    "config.mesh.fsdp on several devices",
+                    code=1,
+                )
             if isinstance(error, OSError):
                 # Of the machine rather than of the user: no room, no right to write, a network disk that went away.
                 _fail(f"{error.filename or 'a file'}: {error.strerror or error}", code=1)
@@ -159,7 +167,12 @@ def _with_config(argv: list[str], flag: str, default: str | None) -> list[str]:
     for override in (arg.partition("=")[0] for arg in argv if arg.startswith(f"--{flag}.")):
         _, section, *keys = override.split(".")
         if section not in sections:
-            _fail(f"{override}: no such key; {nearest(section, sections)}")
+            # ml_collections sets keys of sections that the file has.
+            known = f"the file says nothing of it; allowed where it has config.{section} = {{}}"
+            _fail(
+                f"{override}: "
+                + (known if section in OPTIONAL_SECTIONS else f"no such key; {nearest(section, sections)}")
+            )
         if keys and not isinstance(sections[section], ConfigDict):
             _fail(f"{override}: no such key; --{flag}.{section} has none below it")
         if len(keys) > 1:

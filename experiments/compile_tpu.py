@@ -7,6 +7,7 @@ that does not fit is tried again with more recomputing, more sharding and fewer 
 the compiler's, and bounds that follow from them, not measurements.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from diffad_jax import runs, sharding
+from diffad_jax.assembly import MODELS
 from diffad_jax.build import nearest
 from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.training import Batch, make_dispatch
@@ -82,7 +84,7 @@ def devices_of(topology: str) -> list[jax.Device]:
 
 
 def compile_step(config: ConfigDict, shape: tuple[int, ...], devices: list[jax.Device]) -> Step:
-    """Compiles the step of a config for these chips; raises Missing where it does not fit."""
+    """Compiles the step of a config for these chips and data of a shape; raises Missing where it does not fit."""
     system, init, step, training = runs.define(config, shape)
     mesh = sharding.data_mesh(training.batch_size, config.get("mesh", {}).get("fsdp", 1), devices)
     if mesh.size < len(devices):
@@ -94,7 +96,7 @@ def compile_step(config: ConfigDict, shape: tuple[int, ...], devices: list[jax.D
         return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, where)
 
     state, key = jax.eval_shape(init), jax.eval_shape(lambda: jax.random.key(0))
-    rows = jax.ShapeDtypeStruct((training.batch_size, *shape), jnp.float32)
+    rows = jax.ShapeDtypeStruct((training.batch_size, *system.shape), jnp.float32)
     batch: Any = Batch(rows, jax.ShapeDtypeStruct((training.batch_size,), jnp.int32))  # type: ignore[arg-type]
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), training.batch_size))
     loss = jax.make_jaxpr(system.loss)(state.params, rows, jax.ShapeDtypeStruct(rows.shape[:1], jnp.float32), keys)
@@ -166,12 +168,19 @@ def report(step: Step, chip: Chip, count: int, batch_size: int) -> list[str]:
     ]
 
 
+def remat_of(config: ConfigDict) -> str | None:
+    """config.model.remat or the model's default; None where it has no such argument."""
+    default = getattr(MODELS[config.model.name], "remat", None)
+    found: str | None = config.model.get("remat", default)
+    return found
+
+
 def remedies(config: ConfigDict, chips: int) -> Iterator[tuple[str, ConfigDict]]:
     """Changes that take less memory, the cheapest first."""
     changed = config.copy_and_resolve_references()
     changed.unlock()
     names = []
-    if changed.model.get("remat") in ("none", "dots"):
+    if remat_of(config) in ("none", "dots"):
         changed.model.remat = "blocks"
         names.append("--config.model.remat=blocks")
         yield " ".join(names), changed
@@ -182,7 +191,8 @@ def remedies(config: ConfigDict, chips: int) -> Iterator[tuple[str, ConfigDict]]
             changed.mesh = {"fsdp": wanted}
             yield " ".join([*names, f"--config.mesh.fsdp={wanted}"]), changed
     names += [f"--config.mesh.fsdp={fsdp}"]
-    while changed.training.batch_size // 2 >= chips:
+    least = math.lcm(chips, changed.training.get("accumulate", 1))
+    while changed.training.batch_size % (2 * least) == 0:
         changed.training.batch_size //= 2
         yield " ".join([*names, f"--config.training.batch_size={changed.training.batch_size}"]), changed
 
@@ -192,16 +202,16 @@ def main(_: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     config, devices = CONFIG.value, devices_of(TOPOLOGY.value)
-    size = config.data.get("size")
+    size = config.get("data", {}).get("size")
     if not SHAPE.value and size is None:
         raise InputError("--shape: found none, and the config has no config.data.size")
-    shape = tuple(map(int, SHAPE.value)) if SHAPE.value else (size, size, 3)
+    shape = tuple(cli.counts("shape", SHAPE.value)) if SHAPE.value else (size, size, 3)
     chip = CHIPS[TOPOLOGY.value.partition(":")[0]]
     fsdp = config.get("mesh", {}).get("fsdp", 1)
     batch_size = config.training.batch_size
     print(
         f"{config.model.name} {config.model.get('size', '')} on {shape}, {batch_size} rows a step, {len(devices)} chips "
-        f"{TOPOLOGY.value}, fsdp {fsdp}, remat {config.model.get('remat', 'none')}; all figures per chip and step"
+        f"{TOPOLOGY.value}, fsdp {fsdp}, remat {remat_of(config)}; all figures per chip and step"
     )
     try:
         print("\n".join(report(compile_step(config, shape, devices), chip, len(devices), batch_size)))

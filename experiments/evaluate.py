@@ -9,6 +9,8 @@ metrics_<name of PATH>.json and report_<name of PATH>.html.
 
 import json
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,13 +68,7 @@ def evaluate_run(directory: Path) -> list[Result]:
         }
         shown = pictures_of(trained, dataset, scores) if len(dataset.test.shape) == 4 else None
         threshold = trained.statistics.threshold
-        # Several runs that score the same data are told apart.
-        name = (
-            dataset.name
-            if not DATA.value or directory == Path(WORKDIR.value)
-            else f"{directory.name} on {dataset.name}"
-        )
-        results.append(Result(name, dataset.labels, by_method, threshold, shown, facts, dataset.groups, pixel))
+        results.append(Result(dataset.name, dataset.labels, by_method, threshold, shown, facts, dataset.groups, pixel))
     means = {key: float(np.mean([test[key] for test in tests.values()])) for key in next(iter(tests.values()))}
     summary = {
         **means,
@@ -169,6 +165,23 @@ def pictures_of(trained: detector.Trained, dataset: Dataset, scores: np.ndarray)
     return Pictures(x_0, x_t, reconstruction, error, dataset.labels[chosen], scores[chosen], masks)
 
 
+def told_apart(results: Mapping[Path, Sequence[Result]]) -> list[Result]:
+    """The results of all runs; where several scored data of one name, that of the run stands before it."""
+    count = Counter(result.name for found in results.values() for result in found)
+    return [
+        result._replace(name=f"{directory.name} on {result.name}") if count[result.name] > 1 else result
+        for directory, found in results.items()
+        for result in found
+    ]
+
+
+def config_text(directories: Sequence[Path]) -> str:
+    """Lines "config.key: value", with the values of all runs where they differ."""
+    configs = [workdir.flatten(workdir.load_config(directory).to_dict()) for directory in directories]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return "\n".join(f"{key}: {' | '.join(dict.fromkeys(str(c.get(key, '-')) for c in configs))}" for key in keys)
+
+
 def main(_: list[str]) -> None:
     baselines.check_installed(cli.chosen("baselines", BASELINES.value, baselines.BASELINES))
     root = Path(WORKDIR.value)
@@ -179,14 +192,12 @@ def main(_: list[str]) -> None:
         workdir.check_finished(directory)
         if DATA.value:
             check_other_data(Path(DATA.value), directory)
-    results = [result for directory in directories for result in evaluate_run(directory)]
+    results = told_apart({directory: evaluate_run(directory) for directory in directories})
     if jax.process_index() > 0:
         return
     print(summary_table(results))
-    config_text = "\n".join(
-        f"{k}: {v}" for k, v in workdir.flatten(workdir.load_config(directories[0]).to_dict()).items()
-    )
-    report = write_report(root / f"report{suffix()}.html", f"diffad_jax: {root.name}", results, config_text)
+    title = f"diffad_jax: {root.name}"
+    report = write_report(root / f"report{suffix()}.html", title, results, config_text(directories))
     shown = ", ".join(str(directory / f"metrics{suffix()}.json") for directory in directories[:3])
     print(f"\nmetrics: {shown}{' ...' if len(directories) > 3 else ''}")
     print(f"report with pictures: {report.resolve()}")

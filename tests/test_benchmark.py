@@ -35,6 +35,23 @@ def test_figures_of_a_tiny_config(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures["score_of_train"] == pytest.approx(evaluations / figures["train_examples_per_second"] / 3)
 
 
+def test_training_sees_patches_and_scoring_whole_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "LOOP_SECONDS", 0.1)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["benchmark", "--rounds=1"])
+    config = tiny.get_config()
+    config.parallel, config.pipeline = "pmap", {"crop": 8}
+    seen, make_levels = set(), benchmark.make_levels
+
+    def watched(*given: Any) -> Any:
+        score = make_levels(*given)
+        return lambda x: (seen.add(x.shape), score(x))[1]
+
+    monkeypatch.setattr(benchmark, "make_levels", watched)
+    figures = benchmark.measure(config, (16, 16, 1))
+    assert figures["matmul_shape"].startswith(f"{16 * 8 * 8 // 4} x ") and seen == {(64, 16, 16, 1)}
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="here the suite runs")
 def test_the_suite_of_gpus_is_refused_where_there_is_none(tmp_path: Path) -> None:
     ended = command("experiments.benchmark", "--suite=gpu", output=tmp_path)

@@ -16,10 +16,13 @@ import jax
 import numpy as np
 import pytest
 from processes import Finished, command, start
+from tiny import get_config
 
 import experiments
-from diffad_jax import detector
+from diffad_jax import detector, runs
 from diffad_jax.data import digits
+from diffad_jax.data.dataset import Dataset
+from diffad_jax.errors import InputError
 from diffad_jax.workdir import Statistics
 
 ROOT = Path(__file__).parents[1]
@@ -165,6 +168,16 @@ def test_a_folder_of_sets_gives_a_run_each_and_their_mean(tmp_path: Path) -> Non
     assert contents(workdir) == before
     shutil.rmtree(workdir / "odd")
 
+    # Two runs of the same data are told apart, and the report says in what their configs differ.
+    for name in ("one", "two"):
+        shutil.copytree(workdir / "near", tmp_path / "pair" / name)
+    config = tmp_path / "pair" / "two" / "config.json"
+    config.write_text(config.read_text().replace('"batch_size": 1024', '"batch_size": 512'))
+    pair = evaluate(tmp_path / "pair", "--baselines=")
+    assert pair.code == 0 and "one on near" in pair.out and "two on near" in pair.out, pair
+    report = (tmp_path / "pair" / "report.html").read_text()
+    assert "<td>1024 | 512</td>" in report and report.count(" | ") == 1
+
     # A run knows what it was trained on, whatever its folder is called and whatever lies beside its data.
     shutil.copytree(workdir / "near", tmp_path / "moved")
     assert evaluate(tmp_path / "moved", "--baselines=").code == 0
@@ -196,6 +209,10 @@ BAD_TRAINING = {
     "a word for a count left out": (
         ["--config.training.validation_rows=x"],
         ["config.training.validation_rows", "'x'"],
+    ),
+    "a section of which the file says nothing": (
+        ["--config.mesh.fsdp=2"],
+        ["--config.mesh.fsdp", "config.mesh = {}"],
     ),
     "a word for yes or no": (["--config.score.bias=maybe"], ["config.score.bias", "'maybe'", "True or False"]),
     "a word for a number": (["--config.training.num_steps=many"], ["config.training.num_steps", "many"]),
@@ -387,6 +404,20 @@ def test_a_full_or_read_only_disk_is_told_in_one_line_and_costs_nothing(small_di
     remount("rw,size=10m")
     assert run().code == 0
     assert_ended_alike(workdir, unbroken)
+
+
+def test_a_run_that_has_begun_goes_on_with_the_same_data_alone(tmp_path: Path) -> None:
+    config, rows = get_config("vectors"), np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    labels = np.repeat([0, 1], [39, 1])
+    runs.train(config, Dataset("set", rows, rows, labels), tmp_path / "run", progress=False)
+    (tmp_path / "run" / "statistics.npz").unlink()
+    before = contents(tmp_path / "run")
+    with pytest.raises(InputError, match=r"data\.json: holds another run's data, differing in data\.rows"):
+        runs.train(config, Dataset("set", rows[:30], rows, labels), tmp_path / "run", progress=False)
+    with pytest.raises(InputError, match=r"differing in data\.name \('set' there, 'other' asked\)"):
+        runs.train(config, Dataset("other", rows, rows, labels), tmp_path / "run", progress=False)
+    assert contents(tmp_path / "run") == before
+    runs.train(config, Dataset("set", rows, rows, labels), tmp_path / "run", progress=False)
 
 
 def test_checkpoints_without_their_config_are_refused(tmp_path: Path, unbroken: Unbroken) -> None:

@@ -164,6 +164,31 @@ def test_a_step_sends_parameters_and_gradients_but_no_activations() -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
+def remedies_of_several() -> tuple[list[str], str, str | None]:
+    from configs import imagenet64_unet
+    from experiments.compile_tpu import remat_of, remedies  # not above: a process has one flag --config
+
+    config = imagenet64_unet.get_config()
+    config.training.update({"batch_size": 192, "accumulate": 6})
+    tried = [names for names, _ in remedies(config, 32)]
+    config.model = {"name": "MLP"}
+    first, _ = next(remedies(config, 32))
+    config.model = {"name": "DiT"}
+    return tried, first, remat_of(config)
+
+
+def test_remedies_are_settings_that_a_run_takes() -> None:
+    """Recomputing also where the file leaves it at the model's default, and batches that all chips and passes divide."""
+    tried, first_without_blocks, default = with_devices(1, remedies_of_several)
+    assert tried == [
+        "--config.model.remat=blocks",
+        "--config.model.remat=blocks --config.mesh.fsdp=8",
+        "--config.model.remat=blocks --config.mesh.fsdp=32",
+        "--config.model.remat=blocks --config.mesh.fsdp=32 --config.training.batch_size=96",
+    ]
+    assert (first_without_blocks, default) == ("--config.mesh.fsdp=8", "dots")
+
+
 @pytest.mark.skipif(find_spec("libtpu") is not None, reason="libtpu is installed")
 def test_without_libtpu_one_line_tells_how_to_get_it(tmp_path: Path) -> None:
     ended = command("experiments.compile_tpu", output=tmp_path)

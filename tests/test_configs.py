@@ -3,6 +3,7 @@
 import importlib
 from pathlib import Path
 
+import jax
 import pytest
 
 from configs import benchmark, digits
@@ -11,18 +12,23 @@ from diffad_jax.data.loading import load
 
 ROOT = Path(__file__).parents[1]
 # With an underscore begins what configs share, without a network.
+SHAPES = {
+    **dict.fromkeys(("adbench", "adbench_dit"), (512,)),
+    **dict.fromkeys(("benchmark", "cifar10_dit", "cifar10_unet", "svhn"), (32, 32, 3)),
+    **dict.fromkeys(("fashion_mnist", "mnist_c"), (28, 28, 1)),
+    "digits": (8, 8, 1),
+}
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_is_taken(name: str) -> None:
     config = importlib.import_module(f"configs.{name}").get_config()
-    size = config.get("data", {}).get("size", 32)
-    shape = (512,) if config.model.name == "MLP" else (size, size, 3)
-    _, _, _, training = runs.define(config, shape)
+    shape = SHAPES.get(name) or (config.data.size, config.data.size, 3)
+    system, init, _, training = runs.define(config, shape)
     runs.parallel_of(config, training)
     runs.pipeline_of(config, shape)
-    runs.scoring_of(config)
+    runs.check(system, jax.eval_shape(init).params, shape, runs.scoring_of(config).combination)
 
 
 def test_digits_may_miss_several_classes() -> None:
@@ -32,4 +38,6 @@ def test_digits_may_miss_several_classes() -> None:
 
 @pytest.mark.parametrize("name", benchmark.MODELS)
 def test_a_network_of_the_benchmark_is_taken(name: str) -> None:
-    runs.define(benchmark.get_config(name), benchmark.SHAPES[name])
+    config, shape = benchmark.get_config(name), benchmark.SHAPES[name]
+    system, init, *_ = runs.define(config, shape)
+    runs.check(system, jax.eval_shape(init).params, shape, config.scoring.get("combination", ""))

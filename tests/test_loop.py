@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax import Array
 from processes import with_devices
@@ -78,7 +79,7 @@ def assert_same(one: TrainState, other: TrainState) -> None:
 
 
 def saved(workdir: Path) -> set[int]:
-    return {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+    return {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()}
 
 
 def lines(workdir: Path) -> list[dict[str, float]]:
@@ -179,7 +180,7 @@ def test_whichever_file_of_the_newest_checkpoint_is_cut_short_the_run_goes_on(
 
 
 @pytest.mark.parametrize("damage", [truncate, overwrite, Path.unlink])
-def test_a_damaged_checkpoint_is_passed_over_and_then_replaced(
+def test_a_damaged_checkpoint_is_passed_over_then_replaced_and_not_deleted(
     tmp_path: Path,
     unbroken: tuple[Path, TrainState],
     damage: Callable[[Path], None],
@@ -196,6 +197,26 @@ def test_a_damaged_checkpoint_is_passed_over_and_then_replaced(
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert_same(checkpoints.restore(start()), unbroken[1])
     assert "cannot be read" not in warnings_of_absl.text and saved(tmp_path) == {20, 30}
+    assert (tmp_path / "checkpoints" / "unread-30").is_dir()
+    assert_same(run(tmp_path, 40), run(tmp_path / "unbroken", 40))
+
+
+def test_a_checkpoint_that_memory_does_not_suffice_for_is_no_damaged_one(
+    tmp_path: Path, unbroken: tuple[Path, TrainState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(unbroken[0], tmp_path, dirs_exist_ok=True)
+
+    def full(*_: object, **__: object) -> None:
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1099511627776 bytes."
+        )
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", full)
+    with pytest.raises(RunFailed, match=r"checkpoints/30: no memory to read it \(RESOURCE_EXHAUSTED: Out of memory"):
+        run(tmp_path, 40)
+    monkeypatch.undo()
+    assert saved(tmp_path) == {20, 30}
+    assert_same(run(tmp_path, 30), unbroken[1])
 
 
 def test_when_no_checkpoint_can_be_read_nothing_is_overwritten(

@@ -46,6 +46,10 @@ from diffad_jax.ranges import RANGES
         ("optimizer.b2", 1.0, "config.optimizer.b2: found 1.0, allowed are numbers from 0 below 1"),
         ("loss.gamma", -5.0, "config.loss.gamma: found -5.0, allowed are numbers above 0"),
         ("model.attention_factors", "two", "config.model.attention_factors: found 'two', allowed is a list"),
+        ("model.attention_factors", (3,), r"attention_factors: found \(3,\), allowed are some of \[1\]"),
+        ("model.channels", 1, "config.model.channels: found 1, allowed are numbers from 2"),
+        ("model.dtype", "bf16", "config.model.dtype: found 'bf16'; did you mean 'bfloat16'"),
+        ("model.dtype", "float16", "config.model.dtype: found 'float16'; .*'bfloat16'"),
         ("model.head_channels", 0.5, "config.model.head_channels: found 0.5, allowed are numbers from 1"),
         ("score.num_step", 2, r"config.score.num_step: one_step takes no such argument; did you mean 'num_draws'"),
         (

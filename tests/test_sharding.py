@@ -22,8 +22,8 @@ from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_judge
 from diffad_jax.models.attention import attention
-from diffad_jax.runs import Training, parallel_of, start
-from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, on, shard, split
+from diffad_jax.runs import Training, define, parallel_of
+from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, made, mean_over_devices, on, shard, split
 from diffad_jax.training import Batch, Params, TrainState, init_state, make_dispatch, make_train_step
 from diffad_jax.workdir import Statistics
 
@@ -61,8 +61,8 @@ def train_by(parallel: Parallel, per_dispatch: int = 1, **options: Any) -> tuple
 def test_the_first_step_takes_over_the_memory_that_a_run_starts_with() -> None:
     """Memory that comes from NumPy, or that someone else holds, cannot be: the state would be there twice."""
     config = tiny.get_config("vectors")
-    _, state, step, training = start(config, (D,))
-    parallel = parallel_of(config, training)
+    _, init, step, training = define(config, (D,))
+    state, parallel = init(), parallel_of(config, training)
 
     def places(state: TrainState) -> set[int]:
         return {x.unsafe_buffer_pointer() for x in jax.tree.leaves((state.params, state.ema, state.opt_state))}
@@ -112,6 +112,33 @@ def test_jit_and_pmap_on_many_devices_train_what_one_device_trains(each_way: dic
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one, start)
     assert min(jax.tree.leaves(moved)) > 1e-2
     assert {np.prod(part) for part in parts} == {np.prod(*whole) // (4 if "x 4" in way else 1)}
+
+
+def made_on_many() -> tuple[list[tuple[Any, Any]], int, int]:
+    """Each array with that of one device, the bytes that went over the host, and those of the parameters."""
+    sharding.LARGE = 2**7
+    _, init, *_ = define(tiny.get_config("vectors"), (D,))
+    parallel, sent = by_jit(data_mesh(8, fsdp=4)), []
+    get = jax.device_get
+
+    def counted(tree: Any) -> Any:
+        sent.append(sum(x.nbytes for x in jax.tree.leaves(tree)))
+        return get(tree)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_get", counted)
+        state = made(init, parallel)
+    one = init()
+    jax.tree.map(lambda x, where: (x.sharding == where) or pytest.fail("out of place"), state, parallel.shardings(one))
+    pairs = list(zip(map(np.asarray, jax.tree.leaves(state)), map(np.asarray, jax.tree.leaves(one)), strict=True))
+    return pairs, sum(sent), sum(x.nbytes for x in jax.tree.leaves(one.params))
+
+
+def test_on_many_devices_the_state_is_that_of_one_and_its_parameters_alone_go_over_the_host() -> None:
+    pairs, sent, parameters = with_devices(8, made_on_many)
+    for many, one in pairs:
+        np.testing.assert_array_equal(many, one)
+    assert sent == parameters
 
 
 def placements() -> list[Any]:

@@ -119,12 +119,15 @@ class UNet(nn.Module):
         """Map x_t [B, H, W, C] at times t [B] in [0, 1] to [B, H, W, C], or [B, H, W, 2 C] with learned_variance.
 
         Raises:
-            InputError: H or W cannot be halved at every level, or resample is unknown.
+            InputError: H or W cannot be halved at every level, attention_factors names no level, or resample is unknown.
         """
         last_level = len(self.channel_multipliers) - 1
         multiple = self.patch_size * 2**last_level
         if x_t.ndim != 4 or x_t.shape[1] % multiple or x_t.shape[2] % multiple:
             raise InputError(f"x_t: found shape {x_t.shape}, need [B, H, W, C] with H and W multiples of {multiple}")
+        factors = [2**level for level in range(last_level + 1)]
+        if not set(self.attention_factors) <= set(factors):
+            raise InputError(f"attention_factors: found {tuple(self.attention_factors)}, allowed are some of {factors}")
         if self.resample not in ("block", "conv"):
             raise InputError(f'resample: found {self.resample!r}, allowed are "block" and "conv"')
 
