@@ -114,6 +114,17 @@ def test_two_processes_train_what_one_trains(workdirs: dict[str, Path]) -> None:
     np.testing.assert_allclose(one.statistics.judge.mean, two.statistics.judge.mean, rtol=1e-3)
 
 
+def test_two_processes_train_the_same_by_pmap(
+    arguments: tuple[str, ...], workdirs: dict[str, Path], tmp_path: Path
+) -> None:
+    by_pmap = ("--config.parallel=pmap", "--config.mesh.fsdp=1", f"--workdir={tmp_path / 'run'}")
+    two = start_two("experiments.train", tmp_path, *arguments, *by_pmap)
+    assert ended(two, tmp_path) == [0, 0], [(tmp_path / str(i) / "err").read_text() for i in range(2)]
+    one, two_of_four = load(workdirs["one"]), load(tmp_path / "run")
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two_of_four.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_both_processes_save_and_only_one_of_them_writes_the_log(workdirs: dict[str, Path]) -> None:
     newest = workdirs["two"] / "checkpoints" / "20"
     assert {path.name for path in newest.rglob("ocdbt.process_*")} == {"ocdbt.process_0", "ocdbt.process_1"}

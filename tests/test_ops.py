@@ -110,8 +110,7 @@ def test_attention(implementation: Any) -> None:
 
 def test_splash_attention_interpreted() -> None:
     q, k, v = values(*[(1, 128, 2, 64)] * 3)
-    found, wanted = splash(q, k, v, interpret=True), attention(q, k, v, "xla")
-    np.testing.assert_allclose(found, wanted, atol=1e-2 * np.abs(wanted).max())
+    agree(partial(splash, interpret=True), partial(attention, implementation="xla"), q, k, v, tolerance=1e-4)
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
