@@ -138,10 +138,9 @@ class Checkpoints:
         """Renames them rather than deleting them: what could not be read may have been the disk's fault of that hour."""
         if jax.process_index() == 0:
             for step in steps:
-                shutil.rmtree(
-                    self.directory / _aside(step), ignore_errors=True
-                )  # what was set aside as this step before
-                (self.directory / str(step)).rename(self.directory / _aside(step))
+                aside = self.directory / _aside(step)
+                shutil.rmtree(aside, ignore_errors=True)  # What was set aside as this step before.
+                (self.directory / str(step)).rename(aside)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints set aside")
         self._manager.reload()

@@ -131,17 +131,14 @@ class Trained:
         system, t = self.system, jnp.float32(settings.picture_time)
 
         def of(params: Params, x_0: Array) -> tuple[Array, Array]:
-            read = partial(
-                reconstruct,
-                system.process,
-                system.sampler,
-                system.denoise(params),
-                t=t,
-                num_steps=settings.picture_steps,
-            )
+            denoise = system.denoise(params)
+
+            def both(x: Array) -> tuple[Array, Array]:
+                return reconstruct(system.process, system.sampler, denoise, x, t, settings.picture_steps, key)
+
             if system.shape == x_0.shape[1:]:
-                return read(x_0, key=key)
-            joined = over_patches(lambda x: jnp.moveaxis(read(x, key=key)[1], -1, 0), x_0, size=system.shape[0])
+                return both(x_0)
+            joined = over_patches(lambda x: jnp.moveaxis(both(x)[1], -1, 0), x_0, size=system.shape[0])
             return diffuse(system.process, x_0, t, gaussian(key, x_0)), jnp.moveaxis(joined, 0, -1)
 
         return compiler.jit(of)
