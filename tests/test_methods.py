@@ -96,6 +96,20 @@ def test_seeds_differ_and_programs_are_shared() -> None:
     assert methods._time_programs.cache_info().misses <= compiled + 1
 
 
+def test_the_inverse_gamma_trains_for_longer_where_rows_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test, _ = problem(20)
+    asked, make = [], methods.make_optimizer
+    monkeypatch.setattr(
+        methods, "make_optimizer", lambda steps, *a, **k: (asked.append(steps), make(steps, *a, **k))[1]
+    )
+    monkeypatch.setattr(methods, "LONGER_STEPS", 150)
+    methods._time_programs.cache_clear()
+    for most in (21, 20):
+        monkeypatch.setattr(methods, "LONGER_FROM_ROWS", most)
+        detect("dte_ig", train, test)
+    assert asked == [100, 150]
+
+
 def test_bad_arguments_are_refused() -> None:
     train, test, _ = problem(20)
     with pytest.raises(InputError, match="did you mean 'ddpm'"):
