@@ -169,7 +169,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     )
     arguments = (scoring.combination, config.seed, scoring.batch_size)
     judged = fit_judge(system, fitted.state.ema, rows[calibrating], rows, *arguments)
-    facts = {"n_train": len(rows), "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
+    counts = {"n_train": len(learnt), "n_held_out": len(held_out)}
+    facts = {**counts, "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
     if writes:
         Statistics(transform, *judged, facts, dataset.name, fingerprint(dataset.train)).save(workdir)
 

@@ -1,5 +1,6 @@
 """How detectors scale with the size of pictures, AUROC and seconds by resolution: the paper's Figure 1, and its curve."""
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,6 +82,14 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else np.nan
 
 
+def normal_name(classes: Sequence[str]) -> str:
+    """What is normal, in words for a folder: "normal cat dog"; of five classes or more their number and a hash."""
+    named = " ".join(classes)
+    if len(classes) > 4:
+        named = f"{len(classes)} classes {hashlib.sha256(named.encode()).hexdigest()[:8]}"
+    return f"normal {named}"
+
+
 def draw(curves: Curves) -> Figure:
     """The bars of the largest resolution beside the printed ones; AUROC and seconds over the resolution."""
     figure = Figure(figsize=(14, 4.9), layout="constrained")
@@ -94,7 +103,7 @@ def draw(curves: Curves) -> Figure:
     places = [*range(len(curves.methods)), *(len(curves.methods) + 0.6 + i for i in range(len(PRINTED)))]
     drawn = bars.bar(places, np.nan_to_num(heights), color=colours)
     bars.bar_label(drawn, [f"{height:.1f}" if np.isfinite(height) else "–" for height in heights], fontsize=9)
-    names = [*curves.methods, *(f"{name}\nprinted" for name in PRINTED)]
+    names = [*curves.methods, *(f"{name}\nprinted,\n224x224" for name in PRINTED)]
     bars.set_xticks(places, names, fontsize=8)
     bars.axhline(50, color=MUTED, linewidth=1, linestyle=":")
     label(auroc, "AUROC by resolution", "Pixels a side", "AUROC (%)")

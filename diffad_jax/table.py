@@ -140,14 +140,23 @@ class Table(NamedTuple):
 
 
 def tabulate(rows: Iterable[Row], methods: Sequence[str], metric: str = "auroc") -> Table:
-    """The table of one metric over the seeds; methods in the given order, those without a row left out."""
-    values: dict[tuple[str, str], list[float]] = {}
+    """The table of one metric over the seeds; methods in the given order, those without a row left out.
+
+    Of a data set those seeds count that every method which has any has: split and difficulty change with the seed.
+    """
+    values: dict[tuple[str, str], dict[int, float]] = {}
     for entry in rows:
         if entry[metric] is not None:
-            values.setdefault((entry["dataset"], entry["method"]), []).append(entry[metric])
+            values.setdefault((entry["dataset"], entry["method"]), {})[entry["seed"]] = entry[metric]
     datasets = sorted({dataset for dataset, _ in values})
     columns = [method for method in methods if any(found == method for _, found in values)]
-    cells = [[values.get((dataset, method), [np.nan]) for method in columns] for dataset in datasets]
+    cells = []
+    for dataset in datasets:
+        by_method = [values.get((dataset, method), {}) for method in columns]
+        shared = set.intersection(*(set(found) for found in by_method if found))
+        cells.append(
+            [[found[seed] for seed in sorted(shared)] if found and shared else [np.nan] for found in by_method]
+        )
     shape = len(datasets), len(columns)
     mean = np.array([[np.mean(cell) for cell in line] for line in cells]).reshape(shape)
     return Table(datasets, columns, mean, np.array([[np.std(cell) for cell in line] for line in cells]).reshape(shape))

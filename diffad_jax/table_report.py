@@ -1,5 +1,6 @@
 """The table as one HTML page that opens without a network: heat table, ranks, critical differences, ROC curves."""
 
+import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -33,7 +34,9 @@ def save_curve(path: Path, labels: np.ndarray, scores: np.ndarray) -> None:
     false_rate, true_rate, _ = roc_curve(labels, scores)
     kept = np.unique(np.linspace(0, len(false_rate) - 1, CURVE_POINTS).round().astype(int))
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, fpr=false_rate[kept].astype(np.float32), tpr=true_rate[kept].astype(np.float32))
+    content = io.BytesIO()
+    np.savez(content, fpr=false_rate[kept].astype(np.float32), tpr=true_rate[kept].astype(np.float32))
+    write_atomically(path, content.getvalue())
 
 
 def write_page(directory: Path, rows: Sequence[Row], methods: Sequence[str], results: Mapping[str, Any]) -> Path:

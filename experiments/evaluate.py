@@ -8,6 +8,7 @@ metrics_<name of PATH>.json and report_<name of PATH>.html.
 """
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -39,50 +40,63 @@ DATA = flags.DEFINE_string("data", None, "Other labelled data to score: an .npz 
 BASELINES = flags.DEFINE_list(
     "baselines",
     ["iforest", "ocsvm", *(["copod"] if find_spec("pyod") else []), "knn", "knn_raw"],
-    "Classical detectors to stand beside, held in memory; by default copod only where PyOD is installed.",
+    "Classical detectors to stand beside, held in memory; by default copod only where PyOD is installed, and none of "
+    "data of more than 2^28 values.",
 )
 PICTURES_PER_KIND = 3
+MOST_VALUES = 2**28  # take 3.5 GB: about 13 bytes each
 
 
 def evaluate_run(directory: Path) -> list[Result]:
     """Scores every test set of one run, writes its metrics.json and returns what the report shows."""
     trained = detector.load(directory)
-    config = trained.config
+    config, counts = trained.config, trained.statistics.facts
     datasets = tests_of(trained)
-    results, tests = [], {}
     started = time.perf_counter()
     readings = read_each(trained, datasets)
     seconds = time.perf_counter() - started
-    for dataset, (scores, pixel) in zip(datasets, readings, strict=True):
-        by_method = {f"diffusion ({config.model.name})": scores}
-        if BASELINES.value and jax.process_index() == 0:
-            train, test = np.asarray(dataset.train), np.asarray(dataset.test)
-            by_method |= {
-                name: baselines.fit_score(name, train, test, config.seed) for name in dict.fromkeys(BASELINES.value)
-            }
-        tests[dataset.name] = {**metrics(dataset.labels, scores), **(pixel or {}), "n_test": len(dataset.test)}
-        facts = {
-            "training normals": int(trained.statistics.facts["n_train"]),
-            "test": len(dataset.test),
-            "seed": config.seed,
-        }
-        shown = pictures_of(trained, dataset, scores) if len(dataset.test.shape) == 4 else None
-        threshold = trained.statistics.threshold
-        results.append(Result(dataset.name, dataset.labels, by_method, threshold, shown, facts, dataset.groups, pixel))
+    tests = {
+        dataset.name: {**metrics(dataset.labels, scores), **(pixel or {}), "n_test": len(dataset.test)}
+        for dataset, (scores, pixel) in zip(datasets, readings, strict=True)
+    }
     means = {key: float(np.mean([test[key] for test in tests.values()])) for key in next(iter(tests.values()))}
     summary = {
         **means,
-        "n_train": int(trained.statistics.facts["n_train"]),
+        "n_train": int(counts["n_train"]),
         "n_test": sum(len(dataset.test) for dataset in datasets),
         "seed": config.seed,
-        "seconds_train": trained.statistics.facts["seconds_train"],
+        "seconds_train": counts["seconds_train"],
         "seconds_score": seconds,
         "network_evaluations_per_datum": trained.system.score.evaluations,
         "tests": tests,
     }
     if jax.process_index() == 0:
         workdir.save_json(directory / f"metrics{suffix()}.json", summary)
+    results = []
+    for dataset, (scores, pixel) in zip(datasets, readings, strict=True):
+        by_method = {f"diffusion ({config.model.name})": scores, **beside(dataset, config.seed)}
+        facts = {"training normals": int(counts["n_train"]), "test": len(dataset.test), "seed": config.seed}
+        if held_out := int(counts.get("n_held_out", 0)):
+            facts["normals held out for the threshold"] = held_out
+        shown = pictures_of(trained, dataset, scores) if len(dataset.test.shape) == 4 else None
+        threshold = trained.statistics.threshold
+        results.append(Result(dataset.name, dataset.labels, by_method, threshold, shown, facts, dataset.groups, pixel))
     return results
+
+
+def beside(dataset: Dataset, seed: int) -> dict[str, np.ndarray]:
+    """The scores of the baselines; none of a data set of more than MOST_VALUES, unless the flag asks for them."""
+    names = dict.fromkeys(BASELINES.value)
+    if not names or jax.process_index() > 0:
+        return {}
+    values = math.prod(dataset.train.shape) + math.prod(dataset.test.shape)
+    if values > MOST_VALUES and flags.FLAGS["baselines"].using_default_value:
+        print(
+            f"{dataset.name}: no baselines, which would hold {values:,} values in memory; --baselines=... asks for them"
+        )
+        return {}
+    train, test = np.asarray(dataset.train), np.asarray(dataset.test)
+    return {name: baselines.fit_score(name, train, test, seed) for name in names}
 
 
 def read_each(trained: detector.Trained, datasets: list[Dataset]) -> list[tuple[np.ndarray, dict[str, float] | None]]:

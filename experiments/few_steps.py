@@ -24,7 +24,7 @@ from diffad_jax.workdir import Statistics, save_json
 from experiments import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a finished run.", required=True)
-TIME = flags.DEFINE_float("time", 0.46, "The time t* to which data are noised.", lower_bound=0.0, upper_bound=1.0)
+TIME = flags.DEFINE_float("time", 0.46, "The time t* to which data are noised, above 0.", upper_bound=1.0)
 CHAIN = flags.DEFINE_integer("chain", 250, "Steps of the ancestral chain.", lower_bound=1)
 STEPS = flags.DEFINE_list("steps", ["50", "10", "5", "1"], "Numbers of DDIM steps.")
 ROWS = flags.DEFINE_integer("rows", 500, "Test data to score at most, evenly spaced.", lower_bound=2)
@@ -49,6 +49,10 @@ def with_steps(trained: detector.Trained, sampler: str, num_steps: int, normals:
 
 def main(_: list[str]) -> None:
     few = cli.counts("steps", STEPS.value)
+    if TIME.value <= 0:
+        raise InputError(f"--time: found {TIME.value:g}, allowed are times above 0 up to 1")
+    if OUT.value and not Path(OUT.value).parent.is_dir():
+        raise InputError(f"--out: {Path(OUT.value).parent} is no folder")
     trained = detector.load(Path(WORKDIR.value))
     dataset = trained.trained_on(load(trained.config.data))
     places = evenly_spaced(len(dataset.test), ROWS.value)

@@ -46,7 +46,7 @@ Key = tuple[str, str, str, int]
 def keys() -> list[Key]:
     """(data set, method, what is normal, seed) of every result that is asked for, small pictures first."""
     methods = cli.chosen("methods", CHOSEN.value or [""], ALL)
-    folder, normal = Path(DATA_DIR.value).resolve().name, f"normal {' '.join(NORMAL.value)}"
+    folder, normal = Path(DATA_DIR.value).resolve().name, scalability.normal_name(NORMAL.value)
     sizes = sorted(set(cli.counts("resolutions", RESOLUTIONS.value)))
     return [(f"{folder}_{r}", m, normal, s) for r in sizes for s in range(SEEDS.value) for m in methods]
 

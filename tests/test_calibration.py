@@ -77,6 +77,26 @@ def test_fisher_adds_the_logarithms_of_two_tail_probabilities() -> None:
     assert np.isfinite(farther).all() and farther.min() > 100, "far beyond what a probability can hold"
 
 
+def test_a_test_of_normals_is_that_of_a_calibration_without_them() -> None:
+    """Of many levels a calibration knows its own normals by heart, and new ones would all be far from what it expects."""
+    mixing = np.random.default_rng(0).normal(size=(60, 60)) / 8
+    normal, new = (np.exp(mixing @ np.random.default_rng(i).normal(size=(60, n))) for i, n in ((1, 100), (2, 2000)))
+    calibration = calibrate(normal, distances=np.ones(100))
+    own, others = (
+        np.log(np.asarray(typicality(calibration, jnp.asarray(x, jnp.float32)))).mean() for x in (normal, new)
+    )
+    expected = float(calibration.log_tests[0][0])
+    assert abs(expected - others) < 0.3 * abs(expected - own)
+
+
+def test_the_usual_error_is_the_mean_over_levels() -> None:
+    levels = np.stack([np.array([1.0, 3.0]), np.array([10.0, 30.0])])
+    calibration = calibrate(levels)
+    assert_allclose(calibration.mean / calibration.scale, [2, 2])
+    calibration = calibration._replace(mean=calibration.mean * np.array([1.0, 3.0]))
+    assert calibration.usual() == pytest.approx(4)
+
+
 @pytest.mark.parametrize("combination", COMBINATIONS)
 def test_new_normals_pass_the_threshold_as_often_as_it_says(combination: str) -> None:
     """60 levels, of which 100 normals tell little: judged by a calibration that knows them, nearly all look alike."""

@@ -1,5 +1,6 @@
 """The commands from outside: what they leave behind, what they refuse, and what a kill costs."""
 
+import csv
 import json
 import os
 import random
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from processes import Finished, command, start
+from processes import Finished, command, start, with_devices
 from tiny import get_config
 
 import experiments
@@ -196,6 +197,57 @@ def test_a_folder_of_sets_gives_a_run_each_and_their_mean(tmp_path: Path) -> Non
     (workdir / "far" / "statistics.npz").unlink()
     assert_refused(evaluate(workdir, "--baselines="), str(workdir / "far" / "statistics.npz"), "not finished")
     assert not (workdir / "near" / "metrics.json").exists()
+
+
+def test_the_ablation_changes_one_thing_at_a_time(tmp_path: Path) -> None:
+    draw, folder = np.random.default_rng(0), tmp_path / "sets"
+    folder.mkdir()
+    x = draw.normal(size=(120, 6)) + np.repeat([0.0, 1.0], [80, 40])[:, None]
+    np.savez(folder / "set.npz", X=x, y=np.repeat([0, 1], [80, 40]))
+    flags = (f"--data_dir={folder}", f"--out={tmp_path / 'out'}", "--only=draws,score")
+    ended = command("experiments.ablation", *flags, output=tmp_path / "output")
+    assert ended.code == 0, ended.err
+    with (tmp_path / "out" / "ablation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    by_ablation = {name: [row["auroc"] for row in rows if row["ablation"] == name] for name in ("draws", "score")}
+    assert [len(found) for found in by_ablation.values()] == [5, 6]
+    assert all(len(set(found)) > 2 for found in by_ablation.values()), by_ablation
+    assert (tmp_path / "out" / "draws.png").exists() and (tmp_path / "out" / "score.png").exists()
+
+
+def test_few_steps_are_compared_with_the_chain(done: tuple[Path, Finished, Finished], tmp_path: Path) -> None:
+    def few_steps(*flags: str) -> Finished:
+        few = ("--chain=4", "--steps=2,1", "--rows=40", f"--workdir={done[0]}")
+        return command("experiments.few_steps", *few, *flags, output=tmp_path / "output")
+
+    ended = few_steps(f"--out={tmp_path / 'found.json'}")
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found) == ["ddpm 4", "ddim 2", "ddim 1"] and len({values["auroc"] for values in found.values()}) == 3
+    assert all(line.split()[3] == f"{100 * v['auroc']:.2f}" for line, v in zip(ended.out.splitlines(), found.values()))
+    assert_refused(few_steps("--time=0"), "--time: found 0", "above 0")
+    assert_refused(few_steps(f"--out={tmp_path / 'none' / 'found.json'}"), "--out", "is no folder")
+
+
+def baselines_beside() -> list[list[str]]:
+    from absl import flags
+
+    from experiments import evaluate  # not above: a process has one flag --workdir
+
+    x, labels = np.random.default_rng(0).normal(size=(20, 3)), np.repeat([0, 1], 10)
+    found = []
+    for arguments in ([], ["--baselines=knn"]):
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS(["evaluate", "--workdir=w", *arguments])
+        for most in (119, 120):
+            evaluate.MOST_VALUES = most
+            found.append(list(evaluate.beside(Dataset("set", x, x, labels), 0)))
+    return found
+
+
+def test_baselines_hold_no_large_data_in_memory_unless_asked_to() -> None:
+    left_out, by_default, *asked = with_devices(1, baselines_beside)
+    assert left_out == [] and {"iforest", "knn"} < set(by_default) and asked == [["knn"], ["knn"]]
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from diffad_jax.data import (
 )
 from diffad_jax.data.dataset import Chosen, Rows, fingerprint
 from diffad_jax.data.npz import read_npz
+from diffad_jax.data.raw import unlabelled
 from diffad_jax.errors import InputError
 
 
@@ -67,6 +68,16 @@ def test_no_seed_or_protocol_trains_on_an_anomaly(protocol: str, seed: int) -> N
     assert bool(shared) == (protocol == "paper"), "clean must not leak; paper leaks by design"
     again = one_class_split(X, y, "t", protocol=protocol, seed=seed)
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(split[1:], again[1:]))
+
+
+def test_protocol_paper_draws_by_seed_and_thins_what_is_large() -> None:
+    drawn = [one_class_split(*table(), "t", protocol="paper", seed=seed) for seed in (0, 1)]
+    assert len({tuple(sorted(indices(split.train) + indices(split.test))) for split in drawn}) == 2
+    X, y = np.arange(12_000.0)[:, None], np.arange(12_000) % 10 == 0
+    thinned = one_class_split(X, y, "t", protocol="paper")
+    kept = indices(thinned.train) + indices(thinned.test)
+    assert len(kept) == len(set(kept)) == 10_000
+    assert len(one_class_split(X, y, "t").train) == 5_400
 
 
 def test_seeds_from_one_on_shuffle_the_normals() -> None:
@@ -131,6 +142,12 @@ def test_large_tables_stay_on_disk_and_split_as_small_ones(
     for method in ("ours", "iforest"):
         scores = (methods.detect(method, data.train, data.test).scores for data in (small, large))
         assert_array_equal(*scores)
+
+    # What is scored stays on disk too, until a batch is read.
+    np.save(tmp_path / "new.npy", X)
+    transform, new = transforms.fit("standardise", small.train), unlabelled(tmp_path / "new.npy")
+    assert not isinstance(transform.view(new), np.ndarray)
+    assert_array_equal(np.asarray(transform.view(new)), transform.apply(X))
 
     X[5, 2] = np.inf
     save(tmp_path / "set.npz", y=y, X=X)

@@ -70,6 +70,14 @@ def test_neighbours_are_those_of_scikit_learn_at_any_size(
         dte.knn_distances(x, bank[:40], 41)
 
 
+def test_the_nearest_is_found_where_squares_lose_its_digits() -> None:
+    """Two groups far apart, so that no middle is near them: among a group's rows the quick distances are noise."""
+    side = np.where(np.arange(16) % 2, 1e3, -1e3)[:, None]
+    bank = (side + 0.01 * RNG.normal(size=(16, 4))).astype(np.float32)
+    x = (side + 0.01 * RNG.normal(size=(16, 4))).astype(np.float32)
+    assert_allclose(dte.knn_distances(x, bank, 1), brute_nearest(x, bank, 1), rtol=1e-4)
+
+
 def test_copies_far_from_the_origin_are_at_distance_0() -> None:
     bank = (RNG.normal(size=(50, 4)) + 1000).astype(np.float32)
     assert_array_equal(dte.knn_distances(bank, bank, 1), 0)

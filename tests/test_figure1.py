@@ -68,6 +68,13 @@ def test_every_method_at_every_resolution_and_nothing_twice(folder: Path, tmp_pa
     assert other.code == 2 and "config.optimizer.learning_rate" in other.err and "another" in other.err
 
 
+def test_many_classes_fit_the_name_of_a_folder() -> None:
+    many = [f"n{i:08}" for i in range(398)]
+    assert scalability.normal_name(["cat", "dog"]) == "normal cat dog"
+    assert len(scalability.normal_name(many)) < 40
+    assert scalability.normal_name(many) != scalability.normal_name(many[1:] + ["n09999999"])
+
+
 def test_patches_grow_with_the_picture() -> None:
     config = tiny.get_config()
     sizes = (32, 64, 128, 224)

@@ -118,6 +118,7 @@ def test_masks_keep_their_area_and_small_defects_survive(tmp_path: Path) -> None
     labels = np.zeros((4, 4), np.uint8)
     labels[0, :3] = 1, 2, 3
     assert np.array_equal(read_mask(write(tmp_path / "labels.png", labels)), labels > 0)
+    assert np.array_equal(read_mask(write(tmp_path / "deep.png", labels.astype(np.uint16))), labels > 0)
     shown = np.dstack([np.full((4, 4, 3), 255, np.uint8), labels * 85])
     assert np.array_equal(read_mask(write(tmp_path / "clear.png", shown)), labels > 1)
     assert not read_mask(write(tmp_path / "black.png", np.zeros((9, 9), np.uint8)), 4).any()

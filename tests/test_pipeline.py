@@ -295,6 +295,16 @@ def test_crops_are_squares_of_the_pictures_drawn_anew_each_step() -> None:
         assert len(matches) == 1
         corners.add(tuple(matches[0]))
     assert len(corners) > 10
+    # Where a picture is cut says nothing of whether it is mirrored.
+    both = set()
+    for step, (first, *_) in enumerate(x[0] for x in read(Batches(PICTURES, 0, 8, 0, 60, crop=5, flip=True))):
+        row = batch_rows(0, COUNT, 8 * step, 1)[0]
+        windows = np.lib.stride_tricks.sliding_window_view(PICTURES[row, ..., 0], (5, 5))
+        for mirrored, picture in enumerate((first, first[:, ::-1])):
+            both |= {
+                (mirrored, bool(top >= 2)) for top, _ in np.argwhere((windows == picture[..., 0]).all(axis=(2, 3)))
+            }
+    assert len(both) == 4
     # The shares of two processes are the parts of the whole.
     halves = [Batches(PICTURES, 0, 8, 0, 6, crop=5, process_index=i, process_count=2)[3] for i in range(2)]
     np.testing.assert_array_equal(np.concatenate(halves, axis=1), batches[3])

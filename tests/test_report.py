@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score  # type: igno
 
 from diffad_jax import figures, report
 from diffad_jax.errors import InputError
-from diffad_jax.metrics import auroc_by_group, bootstrap_intervals
+from diffad_jax.metrics import auroc_by_group, bootstrap_intervals, metrics
 from diffad_jax.report import Pictures, Result, most_and_least, summary_table, write_report
 
 DIGITS = load_digits()
@@ -107,6 +107,20 @@ def test_one_setting_says_what_the_scores_say_and_needs_nothing_from_outside(tmp
     assert not beside and np.abs(pixels(grid) - exact).mean() < 3, "the grid in the page is the file beside it"
     for image in (*map(pixels, charts), exact):
         assert len(np.unique(image @ [1 << 16, 1 << 8, 1])) > 50
+
+
+def test_curves_and_threshold_lie_where_the_figures_say():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 50)
+    scores = {"ours": rng.normal(size=100) + labels}
+    measured = {"ours": metrics(labels, scores["ours"])}
+    drawn = figures.draw(labels, scores, measured, 0.7, None)
+    line = drawn["precision-recall"].axes[0].lines[0]
+    recall, precision = (np.asarray(values) for values in line.get_data())
+    held = {"steps-post": precision[:-1], "steps-pre": precision[1:]}[line.get_drawstyle()]
+    assert -np.diff(recall) @ held == pytest.approx(measured["ours"]["aupr"], abs=1e-6)
+    dashed = [np.asarray(line.get_xdata()) for line in drawn["scores"].axes[0].lines]
+    assert any((x == 0.7).all() for x in dashed)
 
 
 def test_maps_below_those_of_the_normals_are_drawn():

@@ -69,6 +69,13 @@ def test_the_mean_of_an_antithetic_pair_is_free_of_noise(make: Callable[[Process
     assert not np.isclose(error, other_error, rtol=1e-3).any()
 
 
+def test_a_reconstruction_goes_back_in_even_steps() -> None:
+    p, x_0 = PROCESSES["cosine"], np.zeros((1, 3), np.float32)
+    sampler = Sampler(lambda denoise, x, t, s, key, memory: (x + (t - s) ** 2, memory))
+    x_t, x = scores.reconstruct(p, sampler, gaussian_denoise(p, MEAN, DEVIATION), x_0, jnp.float32(0.4), 4, KEY)
+    assert_allclose(x - x_t, 4 * 0.1**2, rtol=1e-4)
+
+
 def test_encode_decode_returns_gaussian_data() -> None:
     p, x_0 = PROCESSES["cosine"], np.array([[0.7, -2.0, 0.0], [0.0, 1.0, 1.5]], np.float32)
     denoise = gaussian_denoise(p, MEAN, DEVIATION)

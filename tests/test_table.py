@@ -157,6 +157,9 @@ def test_means_are_over_seeds_and_over_sets_that_all_methods_scored() -> None:
     np.testing.assert_allclose(found.mean, [[0.6, 0.8], [np.nan, 0.9]])
     np.testing.assert_allclose(found.deviation, [[0.1, 0], [np.nan, 0]])
     assert found.complete().datasets == ["a"]
+    # Seeds differ in split and difficulty: one that a method lacks counts for none.
+    fewer = table.tabulate([row for row in rows if (row["method"], row["seed"]) != ("knn", 1)], list(METHODS))
+    np.testing.assert_allclose(fewer.mean, [[0.5, 0.8], [np.nan, 0.9]])
     text = table.markdown(rows, list(METHODS), {})
     assert (
         "| a | 60.00 ± 10.00 | 80.00 |" in text
@@ -190,6 +193,13 @@ def test_ranks_p_values_and_cliques() -> None:
         assert found[pairs[i]] == found[pairs[i][::-1]] == pytest.approx(running)
     assert table.cliques(table.mean_ranks(values), found) == [(0, 1), (2, 3)]
     assert table.pairwise_p(np.ones((5, 2))).tolist() == [[1, 1], [1, 1]]
+
+
+def test_the_plot_of_ranks_names_each_method_beside_its_own() -> None:
+    methods, ranks = ["a", "b", "c", "d"], np.array([2.5, 1.0, 4.0, 2.6])
+    figure = table_report.critical_difference(methods, ranks, np.eye(4))
+    shown = {text.get_text() for text in figure.axes[0].texts}
+    assert shown == {"a  2.50", "b  1.00", "c  4.00", "d  2.60"}
 
 
 def test_kept_curves_are_thin_and_keep_their_ends(tmp_path: Path) -> None:

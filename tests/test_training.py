@@ -19,6 +19,7 @@ from diffad_jax.training import (
     Batch,
     Params,
     TrainState,
+    global_norm,
     init_state,
     make_dispatch,
     make_optimizer,
@@ -99,6 +100,13 @@ def test_noise_levels_cover_the_unit_interval_evenly() -> None:
     np.testing.assert_allclose(state.params, 1 / B, rtol=1e-6)
 
 
+def test_every_step_has_its_own_noise_levels() -> None:
+    step = jax.jit(make_train_step(lambda p, x, u, keys: u + 0 * p["b"][0], optax.sgd(1.0), B))
+    state, batch = start(optax.sgd(1.0)), jax.tree.map(lambda x: x[0], batches(0, 1))
+    means = [float(step(state._replace(step=jnp.asarray(at)), batch, KEY)[1]["loss"]) for at in range(4)]
+    assert len(set(means)) == 4 and abs(np.mean(means) - 0.5) < 1 / B
+
+
 def test_accumulated_gradients_give_the_same_parameters(run: tuple[list[TrainState], list[float]]) -> None:
     assert_close(run, train(accumulate=4))
 
@@ -149,6 +157,8 @@ def test_weights_decay_and_large_gradients_are_clipped() -> None:
         return np.asarray(optax.tree.get(state, "nu"))
 
     np.testing.assert_allclose(second_moment([300.0, 400.0]), 0.01 * np.array([0.36, 0.64]), rtol=1e-4)
+    large = {"a": jnp.full((300, 300), 0.1), "b": jnp.full(7, 2.0), "c": jnp.full((2, 2**15), 0.3)}
+    np.testing.assert_allclose(global_norm(large), optax.global_norm(large), rtol=1e-6)
     np.testing.assert_allclose(second_moment([0.3, 0.4]), 0.01 * np.array([0.09, 0.16]), rtol=1e-4)
 
 

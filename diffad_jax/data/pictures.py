@@ -44,7 +44,7 @@ def read_mask(file: str | Path, size: int | None = None, fit: str = "crop") -> n
     pixels that it covers most, and does not vanish. Raises InputError as `read_picture` does.
     """
     _check(size, fit)
-    values = np.asarray(_decode(file, 3, "black")).max(axis=2)
+    values = np.asarray(_decode(file, 3, "black", labels=True)).max(axis=2)
     defect = values >= 128 if (values >= 128).any() else values > 0
     placed = _resized(Image.fromarray(defect.astype(np.float32)), size, fit, Image.Resampling.BOX)
     coverage = np.asarray(placed)
@@ -156,12 +156,12 @@ def _check(size: int | None, fit: str, channels: int = 3) -> None:
         raise InputError(f"channels: found {channels}, allowed are 1 and 3")
 
 
-def _decode(file: str | Path | BinaryIO, channels: int, background: str) -> Image.Image:
+def _decode(file: str | Path | BinaryIO, channels: int, background: str, labels: bool = False) -> Image.Image:
     try:
         with Image.open(file) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith(("I", "F")):
-                image = _eight_bits(image)
+                image = _eight_bits(image, labels)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
@@ -170,13 +170,15 @@ def _decode(file: str | Path | BinaryIO, channels: int, background: str) -> Imag
         raise _unreadable(file, error) from error
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, labels: bool) -> Image.Image:
+    """16 bits or more as 8; with `labels` the least value above 0 stays above it."""
     values = np.asarray(image).astype(np.float64)
     low, high = values.min(), values.max()
     # Floats up to 1 are on another scale: on this one they would be black without a word. A NaN fails every comparison.
     if not (low >= 0 and high <= 65535) or 0 < high < 1:
         raise ValueError(f"mode {image.mode}, values {low:g} to {high:g}, allowed are 0 to 65535")
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    scaled = np.rint(values / 257)
+    return Image.fromarray((np.maximum(scaled, values > 0) if labels else scaled).astype(np.uint8))
 
 
 def _resized(image: Image.Image, size: int | None, fit: str, resample: Image.Resampling) -> Image.Image:

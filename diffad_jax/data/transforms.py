@@ -62,7 +62,8 @@ class Transform(NamedTuple):
 
     def view(self, x: Rows) -> Rows:
         """`apply` of raw x [n, ...]: at once where x is an array, row by row as they are read where x lies on disk."""
-        return self.apply(x) if isinstance(x, np.ndarray) else _View(self, x)
+        in_memory = isinstance(x, np.ndarray) and not isinstance(x, np.memmap)
+        return self.apply(x) if in_memory else _View(self, x)
 
     def to_arrays(self) -> Arrays:
         """Everything as plain arrays, for `np.savez` and for `from_arrays`."""
