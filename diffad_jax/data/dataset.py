@@ -1,4 +1,4 @@
-"""The one data type all loaders return, and the only place where a training set is selected."""
+"""The one data type all loaders return, and how labelled rows and classes become a training set of normals and a test set."""
 
 import hashlib
 import re
