@@ -77,8 +77,11 @@ def scores_of_normals(
 ) -> np.ndarray:
     """What the normals [L, N] that a calibration was fitted on would score, had it not seen them: [N].
 
-    Among themselves they look more typical than new normals do, the more so the more levels there are.
+    Among themselves they look more typical than new normals do, the more so the more levels there are. One level that is only
+    moved and stretched keeps its order, and calibrations that each do so differently would spoil that.
     """
+    if combination == "standardised_mean" and len(levels) == 1:
+        return np.asarray(standardised_mean(calibration, jnp.asarray(levels, jnp.float32)), np.float64)
     known = np.ones(levels.shape[1]) if distances is None else distances
 
     def score(others: Calibration, levels: Array) -> Array:

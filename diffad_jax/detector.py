@@ -58,7 +58,7 @@ class Trained:
 
     def score(self, raw: Rows) -> np.ndarray:
         """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so."""
-        return self._scorer(self.statistics.transform.view(raw))
+        return self._scorer(self._view(raw))
 
     def read(self, raw: Rows) -> Iterator[Reading]:
         """Scores and smoothed heat maps of raw pictures [N, H, W, C], batch after batch, in bounded memory.
@@ -66,10 +66,13 @@ class Trained:
         Where the score has no map, the maps are [B].
         """
         settings = scoring_of(self.config)
-        for scores, maps in self._reader(self.statistics.transform.view(raw)):
+        for scores, maps in self._reader(self._view(raw)):
             if settings.smoothing and maps.ndim == 3:
                 maps = gaussian_filter(maps, settings.smoothing, axes=(1, 2))
             yield Reading(scores, maps)
+
+    def _view(self, raw: Rows | Array) -> Rows:
+        return self.statistics.transform.view(np.asarray(raw) if isinstance(raw, Array) else raw)
 
     @cached_property
     def _scorer(self) -> Callable[[Rows], np.ndarray]:

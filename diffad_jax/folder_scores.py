@@ -58,7 +58,10 @@ def score_folder(
         raise InputError(f"heat maps: the run's score {trained.config.score.name!r} has none, it is one number")
     _claim(out, trained, root)
     names = {file: os.path.relpath(file, root) for file in files}
-    table = ScoreTable(out / "scores.csv", _changed_since(out / "run.json", names))
+    stale = _changed_since(out / "run.json", names)
+    for name in stale:
+        (out / "heat_maps" / f"{name}.png").unlink(missing_ok=True)
+    table = ScoreTable(out / "scores.csv", stale)
     os.utime(out / "run.json")
     before = table.labels_of(names.values())
 

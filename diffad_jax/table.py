@@ -15,7 +15,7 @@ from scipy.stats import rankdata, wilcoxon  # type: ignore[import-untyped]
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError
 from diffad_jax.methods import Detection
-from diffad_jax.workdir import claim, write_atomically
+from diffad_jax.workdir import claim, save_json, write_atomically
 
 KEY = ("dataset", "method", "protocol", "seed")
 METRICS = ("auroc", "aupr", "f1", "fpr95")
@@ -69,6 +69,20 @@ def results_in(out: Path, data_dir: Path) -> Results:
     """The results of one folder of data; raises InputError where `out`, by its run.json, holds those of another."""
     claim(out / "run.json", {"data_dir": str(data_dir.resolve())}, "results", "directory of results")
     return Results(out / "results.csv")
+
+
+def claim_data(out: Path, digests: Mapping[str, str]) -> None:
+    """Keeps in out/data.json, by name, a digest of the data that results are of.
+
+    Raises InputError where one has changed since, as figures of two data sets would stand in one row.
+    """
+    path = out / "data.json"
+    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if changed := [name for name, digest in digests.items() if held.get(name, digest) != digest]:
+        raise InputError(
+            f"{out}: holds results of other data in {', '.join(changed)} than there are now; choose another directory"
+        )
+    save_json(path, {**held, **digests})
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -47,13 +47,25 @@ PICTURES_PER_KIND = 3
 MOST_VALUES = 2**28  # take 3.5 GB: about 13 bytes each
 
 
+class NothingToTest(InputError):
+    """A run whose data hold no anomaly, or no normal, to test on."""
+
+
 def evaluate_run(directory: Path) -> list[Result]:
-    """Scores every test set of one run, writes its metrics.json and returns what the report shows."""
+    """Scores every test set of one run, writes its metrics.json and returns what the report shows.
+
+    Raises NothingToTest where the run's data, without --data, are not of both kinds.
+    """
     trained = detector.load(directory)
     config, counts = trained.config, trained.statistics.facts
     datasets = tests_of(trained)
     started = time.perf_counter()
-    readings = read_each(trained, datasets)
+    try:
+        readings = read_each(trained, datasets)
+    except InputError as error:
+        if not DATA.value:
+            raise
+        raise InputError(f"{DATA.value}: {error}") from error
     seconds = time.perf_counter() - started
     tests = {
         dataset.name: {**metrics(dataset.labels, scores), **(pixel or {}), "n_test": len(dataset.test)}
@@ -68,6 +80,7 @@ def evaluate_run(directory: Path) -> list[Result]:
         "seconds_train": counts["seconds_train"],
         "seconds_score": seconds,
         "network_evaluations_per_datum": trained.system.score.evaluations,
+        **source(),
         "tests": tests,
     }
     if jax.process_index() == 0:
@@ -75,7 +88,7 @@ def evaluate_run(directory: Path) -> list[Result]:
     results = []
     for dataset, (scores, pixel) in zip(datasets, readings, strict=True):
         by_method = {f"diffusion ({config.model.name})": scores, **beside(dataset, config.seed)}
-        facts = {"training normals": int(counts["n_train"]), "test": len(dataset.test), "seed": config.seed}
+        facts = {"training normals": int(counts["n_train"]), "test": len(dataset.test), "seed": config.seed, **source()}
         if held_out := int(counts.get("n_held_out", 0)):
             facts["normals held out for the threshold"] = held_out
         shown = pictures_of(trained, dataset, scores) if len(dataset.test.shape) == 4 else None
@@ -129,6 +142,19 @@ def suffix() -> str:
     return f"_{name_of(Path(DATA.value))}" if DATA.value else ""
 
 
+def source() -> dict[str, str]:
+    """Where --data lies, which its name alone does not tell."""
+    return {"data": str(Path(DATA.value).resolve())} if DATA.value else {}
+
+
+def check_overwrites(directory: Path) -> None:
+    """Raises InputError where results of other data than --data, of the same name, would be overwritten."""
+    path = directory / f"metrics{suffix()}.json"
+    held = json.loads(path.read_text()).get("data") if path.exists() else None
+    if held not in (None, source()["data"]):
+        raise InputError(f"{path}: holds the results of {held}; rename it, or what --data names")
+
+
 def name_of(path: Path) -> str:
     """The name of --data; that of a folder may hold a dot."""
     return path.name if path.is_dir() else path.stem
@@ -148,7 +174,7 @@ def tests_of(trained: detector.Trained) -> list[Dataset]:
         return [other_data(trained, Path(DATA.value), train)]
     if len(kinds := set(learnt.labels.tolist())) < 2:
         what = "normals alone" if kinds else "nothing"
-        raise InputError(
+        raise NothingToTest(
             f"config.data: {learnt.name} holds {what} to test on; give labelled data by --data, or see experiments.score"
         )
     return [dataset for dataset in own if dataset.train is train]
@@ -166,7 +192,10 @@ def check_other_data(path: Path, directory: Path) -> None:
     """Raises InputError where --data is not of the kind that the run in `directory` has learnt."""
     statistics = workdir.Statistics.load(directory)
     if path.is_dir():
-        check_pictures(workdir.load_config(directory), statistics)
+        try:
+            check_pictures(workdir.load_config(directory), statistics)
+        except InputError as error:
+            raise InputError(f"--data: {path} is a folder of pictures, and of {directory}: {error}") from error
     elif (found := labelled_once(path)[0].shape[1:]) != (shape := tuple(statistics.transform.shape)):
         raise InputError(f"{path}: data of shape {found}, the run of {directory} has learnt {shape}")
 
@@ -206,7 +235,18 @@ def main(_: list[str]) -> None:
         workdir.check_finished(directory)
         if DATA.value:
             check_other_data(Path(DATA.value), directory)
-    results = told_apart({directory: evaluate_run(directory) for directory in directories})
+            check_overwrites(directory)
+    found: dict[Path, list[Result]] = {}
+    for directory in directories:
+        try:
+            found[directory] = evaluate_run(directory)
+        except NothingToTest as nothing:
+            if len(directories) == 1:
+                raise
+            print(f"{directory}: left out; {nothing}")
+    if not found:
+        raise InputError(f"--workdir: no run of {root} has data of both kinds to test on")
+    results = told_apart(found)
     if jax.process_index() > 0:
         return
     print(summary_table(results))

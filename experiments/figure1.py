@@ -9,6 +9,7 @@ figure1.md into DIR, and run.json, which tells what of. A command that was stopp
 splits the data by s + 1.
 """
 
+import hashlib
 import shlex
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from configs import imagenet64_unet, imagenet224_dit
 from diffad_jax import runs, scalability, table
+from diffad_jax.data.folders import picture_folder
 from diffad_jax.data.loading import load
 from diffad_jax.errors import InputError
 from diffad_jax.figures import png
@@ -85,6 +87,14 @@ def measure(key: Key) -> table.Row:
     return table.measured(key, dataset, found, values)
 
 
+def digest(folder: Path) -> str:
+    """A hash of the names and sizes of the pictures in a folder."""
+    found = hashlib.sha256()
+    for file in picture_folder(folder):
+        found.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode(errors="surrogateescape"))
+    return found.hexdigest()[:32]
+
+
 def main(_: list[str]) -> None:
     asked, out = keys(), Path(OUT.value)
     load(data_of(asked[0]))
@@ -96,6 +106,7 @@ def main(_: list[str]) -> None:
             if (workdir_of(key) / "config.json").exists():
                 save_config(workdir_of(key), config_of(key))
     results = table.results_in(out, Path(DATA_DIR.value))
+    table.claim_data(out, {Path(DATA_DIR.value).resolve().name: digest(Path(DATA_DIR.value))})
     pending = [key for key in asked if key not in results.done]
     for key in tqdm(pending, total=len(asked), initial=len(asked) - len(pending), unit="result", smoothing=0):
         results.append(measure(key))

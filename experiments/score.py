@@ -33,7 +33,9 @@ FAULTS = flags.DEFINE_enum("on_error", "skip", ON_ERROR, "What to do about pictu
 def main(_: list[str]) -> None:
     root, out = Path(INPUT.value), Path(OUT.value)
     trained = detector.load(Path(WORKDIR.value))
-    of_rows = root.suffix in (".npz", ".npy") and not root.is_dir()
+    of_rows = root.suffix.lower() in (".npz", ".npy") and not root.is_dir()
+    if root.is_file() and not of_rows:
+        raise InputError(f"--input: {root} is a file, allowed are .npz and .npy files and folders of pictures")
     if of_rows and HEAT_MAPS.value:
         raise InputError(f"--heat_maps: allowed with a folder of pictures, {root} is a file")
     if of_rows:

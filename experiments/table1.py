@@ -7,6 +7,7 @@ run that was stopped continues; what failed is tried again. Seed 0 keeps the ord
 normals before the split and seeds the models.
 """
 
+import hashlib
 import os
 import platform
 import shlex
@@ -47,10 +48,17 @@ def measure(key: tuple[str, str, str, int], dataset: Dataset | Exception, out: P
     return table.measured(key, dataset, found, values)
 
 
+def digest(file: Path) -> str:
+    """The first half of a file's SHA-256."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:32]
+
+
 def main(_: list[str]) -> None:
     methods = cli.chosen("methods", CHOSEN.value or [""], METHODS)
     names, protocol, out = cli.chosen_rows(DATA_DIR.value, ROWS.value), PROTOCOL.value, Path(OUT.value)
     results = table.results_in(out, Path(DATA_DIR.value))
+    table.claim_data(out, {name: digest(Path(DATA_DIR.value) / f"{name}.npz") for name in names})
     keys = [(name, m, protocol, seed) for name in names for seed in range(SEEDS.value) for m in methods]
     pending = [key for key in keys if key not in results.done]
     loaded: dict[tuple[str, int], Dataset | Exception] = {}

@@ -89,6 +89,19 @@ def test_a_test_of_normals_is_that_of_a_calibration_without_them() -> None:
     assert abs(expected - others) < 0.3 * abs(expected - own)
 
 
+@pytest.mark.parametrize(("count", "asked"), [(4, 0.2), (13, 1 / 14), (36, 0.05)])
+def test_of_one_level_as_many_new_normals_pass_as_promised(count: int, asked: float) -> None:
+    """Also of few normals: without one of them a deviation is smaller, and its score by the others too large."""
+    passed = []
+    for seed in range(200):
+        draw = np.random.default_rng(seed).gamma(3.0, size=(1, count + 500))
+        calibration, threshold, _ = fit_calibration(draw[:, :count], "standardised_mean")
+        new = np.asarray(standardised_mean(calibration, jnp.asarray(draw[:, count:], jnp.float32)))
+        passed.append(np.mean(new > threshold))
+    # Of each draw the share has a deviation of about its mean; of the mean of 200 a fourteenth.
+    assert np.mean(passed) == pytest.approx(asked, rel=0.2)
+
+
 def test_the_usual_error_is_the_mean_over_levels() -> None:
     levels = np.stack([np.array([1.0, 3.0]), np.array([10.0, 30.0])])
     calibration = calibrate(levels)

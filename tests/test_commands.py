@@ -169,6 +169,23 @@ def test_a_folder_of_sets_gives_a_run_each_and_their_mean(tmp_path: Path) -> Non
     assert contents(workdir) == before
     shutil.rmtree(workdir / "odd")
 
+    # What else has the name of the data, and data of one kind alone.
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(folder / "far.npz", tmp_path / "elsewhere" / "near.npz")
+    again = evaluate(workdir, "--baselines=", f"--data={tmp_path / 'elsewhere' / 'near.npz'}")
+    assert_refused(again, "metrics_near.json", "holds the results of", str(folder / "near.npz"))
+    np.savez(tmp_path / "elsewhere" / "normals.npz", X=x[:60], y=np.zeros(60, int))
+    normals = (
+        *data[:2],
+        f"--config.data.path={tmp_path / 'elsewhere' / 'normals.npz'}",
+        f"--workdir={workdir / 'plain'}",
+    )
+    assert command("experiments.train", *normals, "--config.training.num_steps=10", output=tmp_path / "o").code == 0
+    rest = evaluate(workdir, "--baselines=")
+    assert rest.code == 0 and f"{workdir / 'plain'}: left out" in rest.out and "far" in rest.out, rest
+    assert_refused(evaluate(workdir / "plain", "--baselines="), "holds nothing to test on")
+    shutil.rmtree(workdir / "plain")
+
     # Two runs of the same data are told apart, and the report says in what their configs differ.
     for name in ("one", "two"):
         shutil.copytree(workdir / "near", tmp_path / "pair" / name)

@@ -453,6 +453,16 @@ def test_contrast_takes_exposure_away_and_leaves_the_noise_of_an_empty_picture_s
     assert 0 < empty.std() < 0.01 and not transform.apply(np.ones((1, 8, 8, 1))).any()
 
 
+def test_pictures_on_another_scale_are_refused_by_contrast_too() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, size=(20, 6, 6, 1)).astype(np.float32)
+    learnt = transforms.fit("contrast", pixels)
+    with pytest.raises(InputError, match="data up to 1, the run has learnt values from 0 to 255"):
+        learnt.apply(pixels / 255)
+    learnt.apply(np.zeros_like(pixels)), learnt.apply(pixels % 2)
+    small = transforms.fit("contrast", pixels / 255)
+    assert_array_equal(small.apply(pixels[:3] / 255).shape, pixels[:3].shape)
+
+
 def test_transforms_survive_savez(wide: np.ndarray, tmp_path: Path) -> None:
     kinds: dict[str, dict[str, Any]] = {
         "range": {"low": -1e5, "high": 1e5},

@@ -12,7 +12,7 @@ from absl import logging
 from PIL import Image
 
 from diffad_jax.data import class_folders, labelled_folder, mvtec, npz_classes, npz_classes_each, picture_folder
-from diffad_jax.data.dataset import Dataset, select_classes
+from diffad_jax.data.dataset import Dataset, class_setting, select_classes
 from diffad_jax.data.loading import load
 from diffad_jax.data.pictures import MaskFiles, PictureFiles, read_mask, read_picture, readable
 from diffad_jax.errors import InputError
@@ -402,6 +402,31 @@ def test_classes_are_selected_by_name_or_index_and_both_sides_must_be_there() ->
         select_classes(train[:2], test, "c", None, names)
     with pytest.raises(InputError, match="no normal rows among the 1 test rows"):
         select_classes(train, test[:1], "a", None, names)
+
+
+def test_names_that_are_numbers_are_names_and_nothing_is_no_class() -> None:
+    assert class_setting("", 1, ["1", "2", "10"]) == ("anomalous", [0])
+    assert class_setting((10, 2), None, ["1", "2", "10"]) == ("normal", [1, 2])
+    assert class_setting(1, None, ["cat", "dog"]) == ("normal", [1])
+    with pytest.raises(InputError, match="give exactly one"):
+        class_setting("", None, ["a", "b"])
+
+
+def test_pictures_behind_links_are_read_once(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4), np.uint8)
+    for name in ("set/good/0.png", "set/hole/0.png", "elsewhere/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, pixels)
+    (tmp_path / "set" / "again").symlink_to(tmp_path / "set" / "hole")
+    (tmp_path / "set" / "hole" / "round").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "scratch").symlink_to(tmp_path / "elsewhere")
+    found, y = labelled_folder(tmp_path / "set")
+    assert [file.relative_to(tmp_path / "set").as_posix() for file in found] == [
+        "good/0.png",
+        "hole/0.png",
+        "scratch/a.png",
+    ]
+    assert y.tolist() == [0, 1, 1]
 
 
 def test_labels_are_those_of_the_sub_folders(tmp_path: Path) -> None:

@@ -323,6 +323,7 @@ def test_a_model_of_patches_reads_whole_pictures(tmp_path: Path) -> None:
     scores, maps = (np.concatenate(parts) for parts in zip(*trained.read(PICTURES), strict=True))
     assert maps.shape == (COUNT, SIZE, SIZE)
     np.testing.assert_allclose(scores, trained.score(PICTURES), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores, trained.score(jnp.asarray(PICTURES)), rtol=1e-4, atol=1e-5)
     x_0, x_t, reconstruction, heat = trained.explain(PICTURES[:3])
     assert x_0.shape == x_t.shape == reconstruction.shape == (3, SIZE, SIZE, 1)
     np.testing.assert_allclose(heat, maps[:3], rtol=1e-4, atol=1e-5)

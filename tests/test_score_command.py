@@ -183,6 +183,14 @@ def test_a_picture_that_was_replaced_is_scored_again_and_one_that_is_gone_not_co
     assert float(after["0.png"]) > float(before.pop("0.png")) and before.items() < after.items()
     assert len(rows_of(out)) == 3
     assert score_folder(trained, folder, picture_folder(folder), out).new == 0
+    # Another map belongs to another picture.
+    assert score_folder(trained, folder, picture_folder(folder), out, heat_maps=True).new == 0
+    map_ = out / "heat_maps" / "0.png.png"
+    before_it = map_.read_bytes()
+    shutil.copy(photos / "2.png", folder / "0.png")
+    assert score_folder(trained, folder, picture_folder(folder), out).new == 1 and not map_.exists()
+    assert score_folder(trained, folder, picture_folder(folder), out, heat_maps=True).new == 0
+    assert map_.read_bytes() != before_it
     # Another picture that is older than the scores, as a copy that keeps its date.
     shutil.copy2(photos / "3.png", tmp_path / "3.png")
     os.utime(tmp_path / "3.png", (1e9, 1e9))
@@ -328,6 +336,7 @@ def test_what_is_refused(workdir: Path, photos: Path, done: tuple[Path, Finished
     assert_refused(score(tmp_path / "other", photos, out), "run.json", "scores.sha256")
     assert_refused(score(workdir, photos, photos / "out"), "lies in the folder of pictures")
     assert_refused(score(workdir, tmp_path / "gone", out), "gone", "no such folder")
+    assert_refused(score(workdir, photos / "0.png", out), "--input", "0.png is a file", ".npz and .npy")
     strict = score(workdir, photos, tmp_path / "strict", "--on_error=fail")
     assert_refused(strict, str(photos / "2b.png"), "cannot be read as a picture")
     assert [row["path"] for row in rows_of(tmp_path / "strict")] == ["0.png", "1.png", "2.png"]

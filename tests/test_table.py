@@ -168,6 +168,14 @@ def test_means_are_over_seeds_and_over_sets_that_all_methods_scored() -> None:
     )
 
 
+def test_results_of_data_that_changed_are_not_added_to(tmp_path: Path) -> None:
+    table.claim_data(tmp_path, {"a": "1", "b": "2"})
+    table.claim_data(tmp_path, {"b": "2", "c": "3"})
+    with pytest.raises(InputError, match="holds results of other data in b, c than there are now"):
+        table.claim_data(tmp_path, {"a": "1", "b": "0", "c": "0"})
+    table.claim_data(tmp_path, {"a": "1", "b": "2", "c": "3"})
+
+
 def test_printed_figures_stand_beside_resnet_rows_only() -> None:
     assert len(table.printed()) == 28 and table.printed()["CIFAR10_4"]["DDPM"] == 77.42
     assert table.printed_row("CV_by_ResNet18/CIFAR10_4") == table.printed_row("CIFAR10_4") == "CIFAR10_4"

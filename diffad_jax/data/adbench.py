@@ -56,7 +56,7 @@ def adbench_names(path: str | Path) -> list[str]:
     root = Path(path)
     if not root.is_dir():
         raise InputError(
-            f"{root}: {'is a file' if root.exists() else 'no such folder'}, expected a folder of .npz files"
+            f"{root}: {'is a file' if root.exists() else 'no such file or folder'}, expected a folder of .npz files"
         )
     return sorted(file.relative_to(root).as_posix().removesuffix(".npz") for file in root.rglob("*.npz"))
 
@@ -65,7 +65,9 @@ def _locate(path: Path, name: str | None, base_url: str) -> Path:
     """The local file of a set, fetched first if it is missing and known."""
     if name is None:
         if path.suffix != ".npz":
-            raise InputError(f"{path}: is not an .npz file; with a folder, `name` must say which set of it")
+            raise InputError(
+                f"{path}: is no .npz file, allowed is one of X, y, or a folder of them with the name of a set"
+            )
         if path.is_file():
             return path
         root, name = path.parent, path.stem

@@ -214,10 +214,11 @@ def class_setting(
 ) -> tuple[str, list[int]]:
     """Which side is named, and the indices of its classes: ("normal" or "anomalous", sorted ints).
 
-    A class is given by its name or by its index into class_names, several as a list or as "one, another"; every class not
-    given belongs to the other side.
+    A class is given by its name, also where that is a number, or by its index into class_names, several as a list or as
+    "one, another"; every class not given belongs to the other side. "" gives none, as configs have it for the user to fill.
     Raises InputError unless exactly one side is given, with known classes that leave the other side non-empty.
     """
+    normal_class, anomalous_class = (None if given == "" else given for given in (normal_class, anomalous_class))
     if (normal_class is None) == (anomalous_class is None):
         raise InputError(
             f"give exactly one of normal_class (found {normal_class!r}) and anomalous_class (found {anomalous_class!r})"
@@ -228,6 +229,7 @@ def class_setting(
     if isinstance(given, str) and given not in names and "," in given:  # as flags have a list
         given = tuple(one.strip() for one in given.split(","))
     for one in [given] if isinstance(given, int | np.integer | str) else given or ():
+        one = str(one) if str(one) in names else one  # Flags make numbers of names such as 1.
         if isinstance(one, str):
             if one not in names:
                 raise InputError(f"{side}_class: found {one!r}; {nearest(one, names)}")

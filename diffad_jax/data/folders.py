@@ -1,7 +1,7 @@
 """Folders of pictures: MVTec-AD's layout, class folders, a plain folder, and raw labelled pictures in one `.npz`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +25,27 @@ def picture_folder(path: str | Path) -> list[Path]:
         raise InputError(f"{root}: {'is a file' if root.exists() else 'no such folder'}, expected a folder of pictures")
     files = [
         os.path.join(folder, name)
-        for folder, _, names in os.walk(root)
-        if not any(part.startswith(".") for part in Path(folder).relative_to(root).parts)
+        for folder, names in _walk(root)
         for name in names
         if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
     ]
     if not files:
         raise InputError(f"{root}: holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
     return [Path(file) for file in sorted(files)]
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files) of all folders that are not hidden, also behind links, each once."""
+    seen = {os.path.realpath(root)}
+    for folder, below, names in os.walk(root, followlinks=True):
+        found = sorted(below, key=lambda name: os.path.islink(os.path.join(folder, name)))
+        below.clear()
+        for name in found:
+            place = os.path.realpath(os.path.join(folder, name))
+            if not name.startswith(".") and place not in seen:
+                seen.add(place)
+                below.append(name)
+        yield folder, names
 
 
 def labelled_folder(path: str | Path) -> tuple[list[Path], np.ndarray]:
@@ -204,7 +217,10 @@ def _npz_problem(
     path: Path, arrays: dict[str, np.ndarray], normal_class: Classes | None, anomalous_class: Classes | None
 ) -> Dataset:
     names: list[str] = arrays["classes"].tolist()
-    rows, labels = select_classes(arrays["y_train"], arrays["y_test"], normal_class, anomalous_class, names)
+    try:
+        rows, labels = select_classes(arrays["y_train"], arrays["y_test"], normal_class, anomalous_class, names)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     name = one_class_name(path.stem, normal_class, anomalous_class, names)
     return Dataset(name, arrays["x_train"][rows], arrays["x_test"], labels, groups=arrays["classes"][arrays["y_test"]])
 

@@ -23,7 +23,7 @@ def adbench_folder(
     path: str | Path, rows: Sequence[str] = (), protocol: str = "clean", seed: int = 0
 ) -> tuple[Dataset, ...]:
     """The ADBench sets named in `rows`, or all in the folder, or the one that is the file `path`; see `adbench.adbench`."""
-    if Path(path).is_file():
+    if Path(path).is_file() or (Path(path).suffix == ".npz" and not Path(path).exists()):
         return (adbench(path, None, protocol, seed, normals_alone=True),)
     return tuple(adbench(path, name, protocol, seed, normals_alone=True) for name in rows or adbench_names(path))
 

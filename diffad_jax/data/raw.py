@@ -54,7 +54,7 @@ def unlabelled(path: str | Path) -> np.ndarray:
     Raises InputError where the file cannot be read.
     """
     path = Path(path)
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         try:
             X = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:

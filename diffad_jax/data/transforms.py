@@ -44,13 +44,18 @@ class Transform(NamedTuple):
 
     def _check_scale(self, x: Rows) -> None:
         """Raises InputError on pictures from 0 to 1 where the run has learnt them from 0 to 255, or on a larger scale."""
-        if self.name != "range" or x.dtype.kind != "f" or not len(x):
+        if self.name == "range":
+            half = float(1 / self.arrays["scale"])
+            from_0 = float(self.arrays["center"]) == half
+        else:
+            # The floor is a tenth of the deviation that pictures had, which has no room between 0 and 1.
+            half, from_0 = 127.5, "floor" in self.arrays and float(self.arrays["floor"]) > 0.1
+        if not from_0 or x.dtype.kind != "f" or not len(x):
             return
-        center, half = float(self.arrays["center"]), float(1 / self.arrays["scale"])
         values = np.asarray(x)
         largest = float(values.max())
         # Whole numbers may be a batch of pictures that are all but black.
-        if center - half == 0 and center + half > 8 and 0 < largest <= 1 and (values % 1 != 0).any():
+        if half > 4 and 0 < largest <= 1 and (values % 1 != 0).any():
             raise InputError(f"transform: data up to {largest:g}, the run has learnt values from 0 to {2 * half:g}")
 
     def _apply(self, rows: np.ndarray) -> np.ndarray:
