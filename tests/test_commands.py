@@ -267,6 +267,27 @@ def test_baselines_hold_no_large_data_in_memory_unless_asked_to() -> None:
     assert left_out == [] and {"iforest", "knn"} < set(by_default) and asked == [["knn"], ["knn"]]
 
 
+def ended_by_lack_of_memory() -> None:
+    import jax
+
+    from experiments import cli
+
+    def main(_: list[str]) -> None:
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.\nDetails"
+        )
+
+    sys.argv = ["train"]
+    cli.run(main)
+
+
+def test_lack_of_memory_is_one_line_that_tells_what_to_change(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="^1$"):
+        with_devices(1, ended_by_lack_of_memory)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "allocate 99 bytes" in line and "Details" not in line and "config.model.remat" in line
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 BAD_TRAINING = {
