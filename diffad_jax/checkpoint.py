@@ -120,10 +120,7 @@ class Checkpoints:
                         f"{self.directory}/{step}: process {jax.process_index()} cannot read its part ({_reason(error)}), "
                         "and all must go on from one step; remove this checkpoint and start them again"
                     ) from error
-                logging.warning(
-                    "checkpoint %s/%d cannot be read (%s); the run goes on without it, and the next save moves it to %s",
-                    *(self.directory, step, _reason(error), _aside(step)),
-                )
+                logging.warning("checkpoint %s/%d cannot be read (%s)", self.directory, step, _reason(error))
                 damaged.append(step)
             else:
                 self._damaged = [bad for bad in damaged if bad > step]
@@ -141,6 +138,7 @@ class Checkpoints:
                 aside = self.directory / _aside(step)
                 shutil.rmtree(aside, ignore_errors=True)  # What was set aside as this step before.
                 (self.directory / str(step)).rename(aside)
+                logging.warning("checkpoint %s/%d, which cannot be read, is now %s", self.directory, step, aside.name)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints set aside")
         self._manager.reload()

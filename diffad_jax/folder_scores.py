@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import io
 import os
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
@@ -58,11 +59,12 @@ def score_folder(
         raise InputError(f"heat maps: the run's score {trained.config.score.name!r} has none, it is one number")
     _claim(out, trained, root)
     names = {file: os.path.relpath(file, root) for file in files}
+    begun = time.time_ns()
     stale = _changed_since(out / "run.json", names)
     for name in stale:
         (out / "heat_maps" / f"{name}.png").unlink(missing_ok=True)
     table = ScoreTable(out / "scores.csv", stale)
-    os.utime(out / "run.json")
+    os.utime(out / "run.json", ns=(begun, begun))
     before = table.labels_of(names.values())
 
     def heat_map(file: Path) -> Path:

@@ -94,7 +94,13 @@ def read(memory: Memory, maps: Array) -> tuple[Array, Array]:
     At each place d / m - 1, d the squared distance to the nearest window of the bank (`nearest`) and m the `unit`: about 0
     for normals. The score is the mean of the highest hundredth of the places, the map is interpolated between them.
     """
-    distances = nearest(memory, local_statistics(maps))
+    statistics = local_statistics(maps)
+    if statistics.shape[1:3] != memory.mean.shape[:2]:
+        raise InputError(
+            f"statistics.npz: its memory has {memory.mean.shape[:2]} places, pictures now give {statistics.shape[1:3]}; "
+            "delete it and repeat the run's experiments.train command"
+        )
+    distances = nearest(memory, statistics)
     shape = (maps.shape[1], *maps.shape[2:])
     return _of_picture(memory, distances), jax.image.resize(distances / memory.unit - 1, shape, "linear")
 

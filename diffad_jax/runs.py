@@ -144,6 +144,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         )
     if writes:
         save_config(workdir, config)
+        if not any_in(workdir / "checkpoints"):
+            (workdir / "data.json").unlink(missing_ok=True)  # Nothing of these data was learnt yet.
         save_data(workdir, dataset)
     rows = transform.view(dataset.train)
     fitted = fit(

@@ -167,7 +167,7 @@ def reconstruction(
 
         def level(t: Array) -> tuple[Array, ...]:
             def draw(total: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
-                half = Mirrored(jax.random.fold_in(key, number // 2), 1 - 2 * (number % 2).astype(x_0.dtype))
+                half = Mirrored(fold_in(key, number // 2), 1 - 2 * (number % 2).astype(x_0.dtype))
                 _, x = reconstruct(process, sampler, denoise, x_0, t, num_steps, half)
                 return (total[0] + compared(x), total[1] + x), None
 

@@ -173,7 +173,7 @@ def by_pmap(mesh: Mesh) -> Parallel:
 
 
 def made(init: Callable[[], TrainState], parallel: Parallel) -> TrainState:
-    """The state that the pure `init` makes, in its place on all devices.
+    """The state that the pure `init` makes, before a first step (its average is its parameters), in place on all devices.
 
     With one device it is made there, whose step may take its memory over. Where there are more the parameters alone are drawn
     on the first, so that their values are those of one device, and go through the host's memory to where they belong; the

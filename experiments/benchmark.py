@@ -167,7 +167,7 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
         figures["mfu"] = rate / (PEAKS[device.device_kind] * len(jax.devices()))
     if memory := device.memory_stats():
         figures["peak_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
-    figures |= loop_figures(step, jax.device_get(state), data, training, parallel, train, seconds["train"])
+    figures |= loop_figures(step, init, data, training, parallel, train, seconds["train"])
     if torch:
         figures["torch_steps_per_second"] = count / seconds["torch"]
         figures["times_torch"] = seconds["torch"] / seconds["train"]
@@ -176,7 +176,7 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def loop_figures(
     step: TrainStep,
-    state: TrainState,
+    init: Callable[[], TrainState],
     data: np.ndarray,
     training: runs.Training,
     parallel: Parallel,
@@ -203,7 +203,7 @@ def loop_figures(
     with tempfile.TemporaryDirectory() as workdir:
         fit(
             step,
-            lambda: state._replace(step=jnp.zeros_like(state.step)),
+            init,
             data,
             workdir,
             seed=0,

@@ -170,7 +170,7 @@ def report(step: Step, chip: Chip, count: int, batch_size: int) -> list[str]:
 
 def remat_of(config: ConfigDict) -> str | None:
     """config.model.remat or the model's default; None where it has no such argument."""
-    default = getattr(MODELS[config.model.name], "remat", None)
+    default = getattr(MODELS.get(config.model.name), "remat", None)
     found: str | None = config.model.get("remat", default)
     return found
 

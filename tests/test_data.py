@@ -148,6 +148,9 @@ def test_large_tables_stay_on_disk_and_split_as_small_ones(
     transform, new = transforms.fit("standardise", small.train), unlabelled(tmp_path / "new.npy")
     assert not isinstance(transform.view(new), np.ndarray)
     assert_array_equal(np.asarray(transform.view(new)), transform.apply(X))
+    np.save(tmp_path / "spoilt.npy", np.where(np.arange(300)[:, None] == 270, np.nan, X))
+    with pytest.raises(InputError, match="1 of 300 rows .*row 270"):
+        transform.view(unlabelled(tmp_path / "spoilt.npy"))
 
     X[5, 2] = np.inf
     save(tmp_path / "set.npz", y=y, X=X)
@@ -459,6 +462,9 @@ def test_pictures_on_another_scale_are_refused_by_contrast_too() -> None:
     with pytest.raises(InputError, match="data up to 1, the run has learnt values from 0 to 255"):
         learnt.apply(pixels / 255)
     learnt.apply(np.zeros_like(pixels)), learnt.apply(pixels % 2)
+    signed = transforms.fit("contrast", pixels - 250)
+    signed.apply(np.minimum(pixels - 250, 0.7))
+    transforms.fit("contrast", np.full((9, 4, 4, 1), 0.5, np.float32)).apply(np.full((2, 4, 4, 1), 0.5, np.float32))
     small = transforms.fit("contrast", pixels / 255)
     assert_array_equal(small.apply(pixels[:3] / 255).shape, pixels[:3].shape)
 

@@ -364,6 +364,8 @@ def test_npz_classes_select_either_way(tmp_path: Path) -> None:
     each = load({"name": "npz_classes_each", "path": str(file), "setting": "anomalous_class"})
     assert [one.name for one in each] == ["set_anomalous_T-shirt-top", "set_anomalous_cat", "set_anomalous_dog"]
     assert each[0].test is each[2].test or np.shares_memory(np.asarray(each[0].test), np.asarray(each[2].test))
+    np.savez(file, **arrays, classes=np.array(["2", "0", "1"]))
+    assert [one.name for one in npz_classes_each(file)] == ["set_normal_2", "set_normal_0", "set_normal_1"]
     np.savez(file, **arrays)
     assert [one.name for one in npz_classes_each(file, classes=["2"])] == ["set_normal_2"]
     bad: list[tuple[dict[str, Any], str]] = [
@@ -420,13 +422,14 @@ def test_pictures_behind_links_are_read_once(tmp_path: Path) -> None:
     (tmp_path / "set" / "again").symlink_to(tmp_path / "set" / "hole")
     (tmp_path / "set" / "hole" / "round").symlink_to(tmp_path / "set")
     (tmp_path / "set" / "scratch").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "a-link").symlink_to(tmp_path / "set" / "deep" / "below")
+    (tmp_path / "set" / "out").symlink_to(tmp_path)
+    (tmp_path / "set" / "deep" / "below").mkdir(parents=True)
+    write(tmp_path / "set" / "deep" / "below" / "0.png", pixels)
     found, y = labelled_folder(tmp_path / "set")
-    assert [file.relative_to(tmp_path / "set").as_posix() for file in found] == [
-        "good/0.png",
-        "hole/0.png",
-        "scratch/a.png",
-    ]
-    assert y.tolist() == [0, 1, 1]
+    names = [file.relative_to(tmp_path / "set").as_posix() for file in found]
+    assert names == ["deep/below/0.png", "good/0.png", "hole/0.png", "scratch/a.png"]
+    assert y.tolist() == [1, 0, 1, 1]
 
 
 def test_labels_are_those_of_the_sub_folders(tmp_path: Path) -> None:

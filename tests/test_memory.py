@@ -75,6 +75,8 @@ def test_what_lies_between_two_kinds_of_normals_is_found_where_it_is(monkeypatch
     masks[:, 40:56, 8:24] = True
     assert pixel_auroc(masks, shown) > 0.97
     assert anomalous.min() > np.asarray(scores).max()
+    with pytest.raises(InputError, match=r"its memory has \(5, 5\) places, pictures now give \(32, 32\)"):
+        read(made._replace(mean=made.mean[:5, :5]), jnp.asarray(damaged))
     in_larger_units = np.asarray(jax.jit(read)(made._replace(unit=3 * made.unit), jnp.asarray(damaged))[1])
     assert_allclose(3 * (in_larger_units + 1), shown + 1, rtol=1e-3, atol=1e-3)
     # Scores of the training normals are those of normals never seen: none of them found itself.

@@ -35,17 +35,21 @@ def picture_folder(path: str | Path) -> list[Path]:
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder, names of its files) of all folders that are not hidden, also behind links, each once."""
-    seen = {os.path.realpath(root)}
-    for folder, below, names in os.walk(root, followlinks=True):
-        found = sorted(below, key=lambda name: os.path.islink(os.path.join(folder, name)))
-        below.clear()
-        for name in found:
-            place = os.path.realpath(os.path.join(folder, name))
-            if not name.startswith(".") and place not in seen:
-                seen.add(place)
-                below.append(name)
-        yield folder, names
+    """(folder, names of its files) of all folders that are not hidden, each once; what links lead to comes last."""
+    own, seen = os.path.realpath(root), set[str]()
+    waiting = [str(root)]
+    while waiting:
+        top = waiting.pop(0)
+        if seen and Path(own).is_relative_to(os.path.realpath(top)):
+            continue  # A link out of the root would lead to everything beside it.
+        for folder, below, names in os.walk(top):
+            if (place := os.path.realpath(folder)) in seen:
+                below.clear()
+                continue
+            seen.add(place)
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            waiting += filter(os.path.islink, (os.path.join(folder, name) for name in below))
+            yield folder, names
 
 
 def labelled_folder(path: str | Path) -> tuple[list[Path], np.ndarray]:
@@ -207,7 +211,7 @@ def npz_classes_each(
     if setting not in ("normal_class", "anomalous_class"):
         raise InputError(f"setting: found {setting!r}, allowed are 'normal_class' and 'anomalous_class'")
     arrays = _read_classes(Path(path))
-    chosen = range(len(arrays["classes"])) if classes is None else classes
+    chosen = arrays["classes"].tolist() if classes is None else classes
     return tuple(
         _npz_problem(Path(path), arrays, *((one, None) if setting == "normal_class" else (None, one))) for one in chosen
     )

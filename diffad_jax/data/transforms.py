@@ -48,14 +48,15 @@ class Transform(NamedTuple):
             half = float(1 / self.arrays["scale"])
             from_0 = float(self.arrays["center"]) == half
         else:
-            # The floor is a tenth of the deviation that pictures had, which has no room between 0 and 1.
-            half, from_0 = 127.5, "floor" in self.arrays and float(self.arrays["floor"]) > 0.1
+            # A tenth of the deviation that pictures had, which between 0 and 1 would have no room; 1 where they had none.
+            half, floor = 127.5, float(self.arrays.get("floor", 0))
+            from_0 = floor > 0.1 and floor != 1
         if not from_0 or x.dtype.kind != "f" or not len(x):
             return
         values = np.asarray(x)
         largest = float(values.max())
         # Whole numbers may be a batch of pictures that are all but black.
-        if half > 4 and 0 < largest <= 1 and (values % 1 != 0).any():
+        if half > 4 and 0 < largest <= 1 and values.min() >= 0 and (values % 1 != 0).any():
             raise InputError(f"transform: data up to {largest:g}, the run has learnt values from 0 to {2 * half:g}")
 
     def _apply(self, rows: np.ndarray) -> np.ndarray:
@@ -67,8 +68,10 @@ class Transform(NamedTuple):
 
     def view(self, x: Rows) -> Rows:
         """`apply` of raw x [n, ...]: at once where x is an array, row by row as they are read where x lies on disk."""
-        in_memory = isinstance(x, np.ndarray) and not isinstance(x, np.memmap)
-        return self.apply(x) if in_memory else _View(self, x)
+        if isinstance(x, np.memmap):
+            check(x, self.shape)  # Whole, so that the error counts its rows.
+            return _View(self, x)
+        return self.apply(x) if isinstance(x, np.ndarray) else _View(self, x)
 
     def to_arrays(self) -> Arrays:
         """Everything as plain arrays, for `np.savez` and for `from_arrays`."""
