@@ -135,7 +135,7 @@ class Checkpoints:
         """Renames them rather than deleting them: what could not be read may have been the disk's fault of that hour."""
         if jax.process_index() == 0:
             for step in steps:
-                aside = self.directory / _aside(step)
+                aside = self.directory / f"unread-{step}"
                 shutil.rmtree(aside, ignore_errors=True)  # What was set aside as this step before.
                 (self.directory / str(step)).rename(aside)
                 logging.warning("checkpoint %s/%d, which cannot be read, is now %s", self.directory, step, aside.name)
@@ -181,10 +181,6 @@ class Checkpoints:
 def any_in(directory: Path) -> bool:
     """Whether a directory of checkpoints holds one."""
     return any(path.name.isdecimal() for path in directory.glob("*"))
-
-
-def _aside(step: int) -> str:
-    return f"unread-{step}"
 
 
 def _negative_loss(metrics: dict[str, float]) -> float:

@@ -101,10 +101,7 @@ def check_sections(config: Mapping[str, Any], *needed: str) -> None:
 
 
 def check_ranges(config: Mapping[str, Any]) -> None:
-    """Raises InputError on the first number, or list of one or more numbers, of a config that is not in its range.
-
-    And on a name that is none of its CHOICES.
-    """
+    """Raises InputError on a number, or list of one or more numbers, out of its range, and a name that is none of CHOICES."""
     for path, allowed in RANGES.items():
         value = _at(config, path)
         if value is None:

@@ -65,9 +65,14 @@ class Results:
         write_atomically(self.path, content.getvalue().encode())
 
 
-def results_in(out: Path, data_dir: Path) -> Results:
-    """The results of one folder of data; raises InputError where `out`, by its run.json, holds those of another."""
+def results_in(out: Path, data_dir: Path, digests: Mapping[str, str]) -> Results:
+    """The results of one folder of data.
+
+    digests: see `claim_data`. Raises InputError where `out`, by its run.json, holds those of another folder, or by its
+    data.json those of other data, before anything is changed there.
+    """
     claim(out / "run.json", {"data_dir": str(data_dir.resolve())}, "results", "directory of results")
+    claim_data(out, digests)
     return Results(out / "results.csv")
 
 

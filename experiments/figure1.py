@@ -105,8 +105,8 @@ def main(_: list[str]) -> None:
             runs.define(config_of(key), (size, size, 3))
             if (workdir_of(key) / "config.json").exists():
                 save_config(workdir_of(key), config_of(key))
-    results = table.results_in(out, Path(DATA_DIR.value))
-    table.claim_data(out, {Path(DATA_DIR.value).resolve().name: digest(Path(DATA_DIR.value))})
+    data_dir = Path(DATA_DIR.value)
+    results = table.results_in(out, data_dir, {data_dir.resolve().name: digest(data_dir)})
     pending = [key for key in asked if key not in results.done]
     for key in tqdm(pending, total=len(asked), initial=len(asked) - len(pending), unit="result", smoothing=0):
         results.append(measure(key))

@@ -57,8 +57,8 @@ def digest(file: Path) -> str:
 def main(_: list[str]) -> None:
     methods = cli.chosen("methods", CHOSEN.value or [""], METHODS)
     names, protocol, out = cli.chosen_rows(DATA_DIR.value, ROWS.value), PROTOCOL.value, Path(OUT.value)
-    results = table.results_in(out, Path(DATA_DIR.value))
-    table.claim_data(out, {name: digest(Path(DATA_DIR.value) / f"{name}.npz") for name in names})
+    data_dir = Path(DATA_DIR.value)
+    results = table.results_in(out, data_dir, {name: digest(data_dir / f"{name}.npz") for name in names})
     keys = [(name, m, protocol, seed) for name in names for seed in range(SEEDS.value) for m in methods]
     pending = [key for key in keys if key not in results.done]
     loaded: dict[tuple[str, int], Dataset | Exception] = {}
