@@ -13,10 +13,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.parallel = "jit"
-    config.mesh = {"fsdp": 1}
+    config.mesh, config.pipeline = {}, {}  # for what the command line sets in them
     config.transform = {"name": "range", "low": 0.0, "high": 255.0}
-    config.pipeline = {"workers": 0, "flip": False}
     config.process = {"name": "log_linear", "noise_min": 0.05, "noise_max": 20.0}
     config.denoiser = {"predicts": "edm", "sigma_data": 0.5}
     config.loss = {"name": "weighted", "weighting": "edm"}
@@ -31,8 +29,21 @@ def get_config() -> ConfigDict:
         "bias": True,
         "gradients": True,
     }
-    config.scoring = {"batch_size": 256, "calibration_rows": 512, "combination": "fisher", "smoothing": 0.0}
+    config.scoring = {"batch_size": 256, "calibration_rows": 512, "combination": "fisher"}
     return config
+
+
+def small_unet(*channel_multipliers: int) -> dict:
+    """A U-Net for a CPU: 2x2 pixels folded into channels, one residual block a level."""
+    return {
+        "name": "UNet",
+        "channels": 32,
+        "channel_multipliers": channel_multipliers,
+        "num_blocks": 1,
+        "norm_groups": 8,
+        "patch_size": 2,
+        "resample": "conv",
+    }
 
 
 def of_classes(dataset: str, setting: str) -> ConfigDict:

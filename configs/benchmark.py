@@ -10,12 +10,10 @@ memory allows keeping everything for the backward pass and laying the transforme
 from ml_collections import ConfigDict
 
 from configs import imagenet64_unet, imagenet224_dit
-from diffad_jax.models.dit import SIZES
 
 
-def _dit(network: str) -> dict:
-    model = imagenet224_dit.get_config(network).model.to_dict()
-    return model | {"remat": "none", "unroll": SIZES[model["size"]][1]}
+def _dit(network: str, depth: int) -> dict:
+    return imagenet224_dit.get_config(network).model.to_dict() | {"remat": "none", "unroll": depth}
 
 
 MODELS = {
@@ -24,8 +22,8 @@ MODELS = {
     "dit_s": {"name": "DiT", "size": "S", "patch_size": 4},
     "dit_b": {"name": "DiT", "size": "B", "patch_size": 16},
     "mlp": {"name": "MLP"},
-    "dit_xl_16": _dit("XL/16"),
-    "dit_b_16": _dit("B/16"),
+    "dit_xl_16": _dit("XL/16", depth=28),
+    "dit_b_16": _dit("B/16", depth=12),
     "unet_64": imagenet64_unet.get_config().model.to_dict(),
 }
 SUITES = {"cpu": ("unet", "dit_s", "dit_b", "mlp"), "gpu": ("dit_xl_16", "dit_b_16", "unet_64")}

@@ -11,19 +11,11 @@ class; mean AUROC of the ten 71.64 (the DiT's 72.06).
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_dit
+from configs import _pictures, cifar10_dit
 
 
 def get_config(setting: str = "airplane") -> ConfigDict:
     config = cifar10_dit.get_config(setting)
-    config.model = {
-        "name": "UNet",
-        "channels": 32,
-        "channel_multipliers": (1, 2, 2),
-        "num_blocks": 1,
-        "norm_groups": 8,
-        "patch_size": 2,
-        "resample": "conv",
-    }
+    config.model = _pictures.small_unet(1, 2, 2)
     config.optimizer.learning_rate = 2e-3
     return config

@@ -20,8 +20,7 @@ def get_config(anomalous_class: str = "0") -> ConfigDict:
     if anomalous_class == "all":
         config.data = {"name": "digits_each"}
     else:
-        classes = tuple(int(digit) for digit in anomalous_class.split(","))
-        config.data = {"name": "digits", "anomalous_class": classes[0] if len(classes) == 1 else classes}
+        config.data = {"name": "digits", "anomalous_class": anomalous_class}
     config.transform = {"name": "range", "low": 0.0, "high": 16.0}
     config.process = {"name": "log_linear", "noise_min": 0.05, "noise_max": 20.0}
     config.model = {"name": "UNet", "channels": 32, "channel_multipliers": (1, 2), "num_blocks": 1, "norm_groups": 8}

@@ -15,13 +15,12 @@ run.
 from ml_collections import ConfigDict
 
 from configs import _pictures
-from diffad_jax.models.dit import SIZES
 
 
 def get_config(network: str = "B/16") -> ConfigDict:
     size, _, patch_size = network.partition("/")
-    if size not in SIZES or not patch_size.isdecimal():
-        raise ValueError(f"found {network!r}, allowed are {', '.join(f'{known}/16' for known in SIZES)}")
+    if not patch_size.isdecimal():
+        raise ValueError(f"found {network!r}, allowed are S/16, B/16, L/16 and XL/16, or patches of another side")
     config = _pictures.get_config()
     config.data = {"name": "class_folders", "path": "data/imagenet", "size": 224, "normal_class": "", "seed": 1}
     config.pipeline.flip = True

@@ -17,15 +17,7 @@ def get_config() -> ConfigDict:
     config.data = {"name": "mvtec", "path": "data/magnetic_tile", "size": 128}
     config.transform = {"name": "contrast"}
     config.pipeline.update({"flip": True, "crop": 64})
-    config.model = {
-        "name": "UNet",
-        "channels": 32,
-        "channel_multipliers": (1, 2, 2),
-        "num_blocks": 1,
-        "norm_groups": 8,
-        "patch_size": 2,
-        "resample": "conv",
-    }
+    config.model = _pictures.small_unet(1, 2, 2)
     config.training = {"num_steps": 1500, "batch_size": 16}
     # sigma / alpha = 0.1, 0.2, 0.4, 0.8
     config.score.update({"times": (0.12, 0.23, 0.35, 0.46), "num_draws": 2})

@@ -19,15 +19,7 @@ def get_config(source: str = "npz") -> ConfigDict:
     config.data = {"name": "mnist_c", "path": "data/mnist_c"}
     if source == "tfds":
         config.data = {"name": "tfds_corrupted", "data_dir": "data/tfds", "corruptions": ("shear", "shot_noise")}
-    config.model = {
-        "name": "UNet",
-        "channels": 32,
-        "channel_multipliers": (1, 2),
-        "num_blocks": 1,
-        "norm_groups": 8,
-        "patch_size": 2,
-        "resample": "conv",
-    }
+    config.model = _pictures.small_unet(1, 2)
     config.denoiser.sigma_data = 0.6
     config.training = {"num_steps": 1500, "batch_size": 64, "checkpoint_every": 500}
     return config

@@ -1,6 +1,6 @@
 """From a config to the pure functions of a run: process, network, loss, denoiser and score."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffad_jax import losses, parametrisation, process, samplers, scores
-from diffad_jax.build import build
+from diffad_jax import losses, objectives, process, samplers, scores
+from diffad_jax.build import build, call
 from diffad_jax.errors import InputError
 from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.noise import gaussian
-from diffad_jax.parametrisation import Denoise
+from diffad_jax.parametrisation import Denoise, make_denoise
 from diffad_jax.patches import patchwise
-from diffad_jax.process import Process, diffuse
+from diffad_jax.process import Process
 from diffad_jax.training import Loss, Params
 
 Choices = dict[str, Callable[..., Any]]
@@ -34,6 +34,12 @@ DECODERS: Choices = {
     "gaussian_decoder": losses.gaussian_decoder,
     "discretised_gaussian_decoder": losses.discretised_gaussian_decoder,
 }
+OBJECTIVES: Choices = {
+    "simple": objectives.simple,
+    "weighted": objectives.weighted,
+    "hybrid": objectives.hybrid,
+    "bound": objectives.bound,
+}
 SCORES: Choices = {
     "reconstruction": scores.reconstruction,
     "one_step": scores.one_step,
@@ -46,6 +52,8 @@ class System(NamedTuple):
     """The pure parts of a run, for data of one shape."""
 
     process: Process
+    model: nn.Module
+    """The network itself, which `denoise` calls."""
     init: Callable[[Array], Params]
     """key -> parameters."""
     loss: Loss
@@ -66,6 +74,8 @@ def assemble(config: ConfigDict, shape: tuple[int, ...]) -> System:
     chain = build("process", PROCESSES, config.process)
     learned_variance = config.denoiser.get("learned_variance", False)
     model: nn.Module = build("model", MODELS, config.model, learned_variance=learned_variance)
+    if learned_variance and not getattr(model, "learned_variance", False):
+        raise InputError(f"config.denoiser.learned_variance: found True, but {config.model.name} has no such output")
     sampler = build("sampler", SAMPLERS, config.sampler, process=chain)
     decoder = build("decoder", DECODERS, config.decoder)
     score = build("score", SCORES, config.score, process=chain, sampler=sampler, decoder=decoder)
@@ -77,12 +87,11 @@ def assemble(config: ConfigDict, shape: tuple[int, ...]) -> System:
         def network(x: Array, t: Array) -> Array:
             return cast(Array, model.apply(params, x, t, **apply))
 
-        spec = {"name": "make_denoise", **config.denoiser} | ({} if clip else {"clip": None})
-        return build("denoiser", {"make_denoise": parametrisation.make_denoise}, spec, process=chain, network=network)
+        section = {**config.denoiser} | ({} if clip else {"clip": None})
+        return call("denoiser", make_denoise, section, process=chain, network=network)
 
-    make_loss: Choices = {"simple": simple_loss, "weighted": weighted_loss, "hybrid": hybrid_loss, "bound": bound_loss}
     sigma_data = config.denoiser.get("sigma_data", 1.0)
-    objective = build("loss", make_loss, config.loss, process=chain, decoder=decoder, sigma_data=sigma_data)
+    objective = build("loss", OBJECTIVES, config.loss, process=chain, decoder=decoder, sigma_data=sigma_data)
 
     def loss(params: Params, x_0: Array, u: Array, keys: Array, train: bool = True) -> Array:
         split = jax.vmap(jax.random.split)(keys)
@@ -91,88 +100,11 @@ def assemble(config: ConfigDict, shape: tuple[int, ...]) -> System:
         return objective(denoise, x_0, u, gaussian(split[:, 0], x_0))
 
     def init(key: Array) -> Params:
-        return model.init(key, jnp.zeros((1, *shape)), jnp.ones(1))
+        variables = model.init(key, jnp.zeros((1, *shape)), jnp.ones(1))
+        if others := set(variables) - {"params"}:
+            raise InputError(
+                f"config.model: {config.model.name} has {', '.join(sorted(others))}, allowed are params alone"
+            )
+        return variables
 
-    return System(chain, init, loss, partial(loss, train=False), denoiser, sampler, score, shape)
-
-
-# --- objectives: (denoise, x_0 [B, ...], u [B], eps like x_0) -> [B] --------------------------------------------------
-
-Objective = Callable[[Denoise, Array, Array, Array], Array]
-GRID = 1000
-
-
-def grid_time(u: Array, num_steps: int = GRID) -> Array:
-    """u uniform in [0, 1) -> t uniform on the grid 1/T, 2/T, ..., 1."""
-    return (jnp.floor(u * num_steps) + 1) / num_steps
-
-
-def simple_loss(process: Process) -> Objective:
-    """L_simple at times drawn from the grid (Ho et al. 2020, eq. 14)."""
-
-    def objective(denoise: Denoise, x_0: Array, u: Array, eps: Array) -> Array:
-        t = grid_time(u)
-        return losses.simple(denoise(diffuse(process, x_0, t, eps), t), eps)
-
-    return objective
-
-
-def focused(u: Array, low: float, high: float, share: float) -> Array:
-    """u uniform in [0, 1) -> `share` of it uniform in [low, high), the rest in [0, 1).
-
-    The inverse of the distribution function (1 - share) t + share clip((t - low) / (high - low), 0, 1), which is piecewise
-    linear and ascends, so that a stratified u remains so.
-    """
-    places = jnp.asarray([0.0, low, high, 1.0], u.dtype)
-    return jnp.interp(u, (1 - share) * places + share * jnp.asarray([0.0, 0.0, 1.0, 1.0], u.dtype), places)
-
-
-def weighted_loss(
-    process: Process,
-    sigma_data: float,
-    weighting: str = "edm",
-    gamma: float = 5.0,
-    focus: Sequence[float] | None = None,
-    focus_share: float = 0.75,
-) -> Objective:
-    """w(t) |x_0 error|^2, see `losses.weight`.
-
-    focus: the times [low, high) between which the share `focus_share` of the training happens, say those that the score asks
-    for; the rest is even over all times, which samples are drawn through. By default all of it is.
-    Raises InputError unless focus are two ascending times (`ranges` keeps a config's in [0, 1]).
-    Source: Karras et al. 2022, section 5, "loss weighting and sampling", where the levels are drawn from a log-normal.
-    """
-    if focus is not None and (len(focus) != 2 or not focus[0] < focus[1]):
-        raise InputError(f"config.loss.focus: found {tuple(focus)}, allowed are two ascending times")
-
-    def objective(denoise: Denoise, x_0: Array, u: Array, eps: Array) -> Array:
-        t = grid_time(u if focus is None else focused(u, focus[0], focus[1], focus_share))
-        weights = losses.weight(process, t, weighting, gamma, sigma_data)
-        return losses.weighted(denoise(diffuse(process, x_0, t, eps), t), x_0, weights)
-
-    return objective
-
-
-def hybrid_loss(
-    process: Process, decoder: losses.Decoder, num_steps: int = GRID, bound_weight: float = 1e-3
-) -> Objective:
-    """L_simple + bound_weight L_vlb, with learned variance, see `losses.hybrid`."""
-
-    def objective(denoise: Denoise, x_0: Array, u: Array, eps: Array) -> Array:
-        t = grid_time(u, num_steps)
-        x_t = diffuse(process, x_0, t, eps)
-        return losses.hybrid(process, denoise(x_t, t), x_0, x_t, eps, t, decoder, num_steps, bound_weight)
-
-    return objective
-
-
-def bound_loss(process: Process, decoder: losses.Decoder, num_steps: int = GRID, variance: str = "small") -> Objective:
-    """The variational bound itself in bits/dim, estimated by num_steps times one term; see `losses.bound_term`."""
-
-    def objective(denoise: Denoise, x_0: Array, u: Array, eps: Array) -> Array:
-        t = grid_time(u, num_steps)
-        x_t = diffuse(process, x_0, t, eps)
-        term = losses.bound_term(process, denoise(x_t, t), x_0, x_t, t - 1 / num_steps, t, decoder, variance)
-        return losses.bits_per_dim(num_steps * term, x_0.shape[1:])
-
-    return objective
+    return System(chain, model, init, loss, partial(loss, train=False), denoiser, sampler, score, shape)

@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import OneClassSVM
 
 from diffad_jax.data import transforms
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, check_choice
 
 MAX_OCSVM_ROWS = 10_000
 
@@ -21,8 +21,7 @@ def fit_score(name: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> 
     Data are flattened to vectors and standardised with the mean and std of `train`, but for `knn_raw`. Names: see BASELINES.
     Raises InputError on an unknown name, on data that are not finite or differ in shape, and for copod without PyOD.
     """
-    if name not in BASELINES:
-        raise InputError(f"baseline: found {name!r}, allowed are {', '.join(BASELINES)}")
+    check_choice("baseline", name, BASELINES)
     if name != "knn_raw":
         standardise = transforms.fit("standardise", train)
         train, test = standardise.apply(train), standardise.apply(test)

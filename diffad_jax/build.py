@@ -1,24 +1,13 @@
 """From names in a config to the things they name, with errors that list what is allowed."""
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, check_choice, suggestion
 
 KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a word", NoneType: "None"}
-
-
-def nearest(found: str, allowed: Iterable[str]) -> str:
-    """ "allowed are a, b, c" for an error line, the closest match to `found` named first."""
-    allowed = list(allowed)
-    if not allowed:
-        return "none is allowed"
-    close = difflib.get_close_matches(found, allowed, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}allowed are {', '.join(allowed)}"
 
 
 def build(key: str, choices: Mapping[str, Callable[..., Any]], spec: Mapping[str, Any], **given: Any) -> Any:
@@ -30,13 +19,28 @@ def build(key: str, choices: Mapping[str, Callable[..., Any]], spec: Mapping[str
     is allowed, "a,b" is ("a", "b"), as flags have it.
     """
     if "name" not in spec:
-        raise InputError(f"config.{key}: has no `name`; {nearest('', choices)}")
+        raise InputError(f"config.{key}: has no `name`; {suggestion('', choices)}")
     name = spec["name"]
-    if name not in choices:
-        raise InputError(f"config.{key}.name: found {name!r}; {nearest(str(name), choices)}")
-    target = choices[name]
+    check_choice(f"config.{key}.name", name, choices)
+    return _call(key, name, choices[name], {k: v for k, v in spec.items() if k != "name"}, given, choices)
+
+
+def call(key: str, target: Callable[..., Any], section: Mapping[str, Any], **given: Any) -> Any:
+    """target(**given, **section), where a section of the config can mean one thing alone; raises as `build` does."""
+    return _call(key, target.__name__, target, section, given, {})
+
+
+def _call(
+    key: str,
+    name: str,
+    target: Callable[..., Any],
+    spec: Mapping[str, Any],
+    given: Mapping[str, Any],
+    choices: Mapping[str, Callable[..., Any]],
+) -> Any:
+    """target(**given, **spec), with errors that call it `name` and point to those of `choices` that take what it does not."""
     parameters = inspect.signature(target).parameters
-    arguments = {k: _listed(parameters.get(k), plain(v)) for k, v in spec.items() if k != "name"}
+    arguments = {k: _listed(parameters.get(k), plain(v)) for k, v in spec.items()}
     settable = [p for p in parameters if p not in given and p not in ("parent", "name")]
     for argument in arguments:
         if argument not in settable:
@@ -45,7 +49,7 @@ def build(key: str, choices: Mapping[str, Callable[..., Any]], spec: Mapping[str
             ]
             hint = f" ({', '.join(takers)} would)" if takers else ""
             raise InputError(
-                f"config.{key}.{argument}: {name} takes no such argument{hint}; {nearest(argument, settable)}"
+                f"config.{key}.{argument}: {name} takes no such argument{hint}; {suggestion(argument, settable)}"
             )
         kind = parameters[argument].annotation
         if not _fits(kind, arguments[argument]):

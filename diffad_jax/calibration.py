@@ -169,6 +169,7 @@ def fisher(calibration: Calibration, levels: Array, distances: Array) -> Array:
     return -jax.scipy.stats.norm.logsf((tests - mean[:, None]) / scale[:, None]).sum(axis=0)
 
 
+LOGARITHMIC = ("typicality", "fisher")  # of COMBINATIONS, those that take logarithms of the levels
 COMBINATIONS: dict[str, Callable[[Calibration, Array, Array], Array]] = {
     "standardised_mean": lambda calibration, levels, distances: standardised_mean(calibration, levels),
     "typicality": lambda calibration, levels, distances: typicality(calibration, levels),

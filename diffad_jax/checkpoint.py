@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from diffad_jax import distributed
-from diffad_jax.errors import InputError, RunFailed, out_of_memory
+from diffad_jax.errors import InputError, RunFailed, first_line, out_of_memory
 
 
 class Checkpoints:
@@ -194,7 +194,7 @@ def _not_of_orbax(record: LogRecord) -> bool:
 def _reason(error: Exception) -> str:
     """The operating system's words where they are somewhere in the message, else its first line without the details."""
     found = re.search(r"([^:]+) \[os_error_code=", str(error))
-    first = found[1].strip() if found else (str(error).splitlines() or [type(error).__name__])[0]
+    first = found[1].strip() if found else first_line(error)
     return textwrap.shorten(first.partition(" [")[0], 200)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,14 @@ from diffad_jax.assembly import System
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.data.dataset import Dataset, Rows
 from diffad_jax.errors import InputError
-from diffad_jax.evaluation import Judge, Reading, make_reader, make_scorer
+from diffad_jax.evaluation import Reading, batch_reader, in_batches, joined
 from diffad_jax.noise import fold_in, gaussian, keys_for
 from diffad_jax.patches import over_patches
 from diffad_jax.process import diffuse
-from diffad_jax.runs import define, scoring_of
+from diffad_jax.runs import define
 from diffad_jax.samplers import sample, uniform
 from diffad_jax.scores import reconstruct
+from diffad_jax.settings import scoring_of
 from diffad_jax.training import Params
 from diffad_jax.workdir import Statistics, load_config
 
@@ -58,7 +60,7 @@ class Trained:
 
     def score(self, raw: Rows) -> np.ndarray:
         """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so."""
-        return self._scorer(self._view(raw))
+        return joined(self._scores, self._view(raw), scoring_of(self.config).batch_size)
 
     def read(self, raw: Rows) -> Iterator[Reading]:
         """Scores and smoothed heat maps of raw pictures [N, H, W, C], batch after batch, in bounded memory.
@@ -66,7 +68,7 @@ class Trained:
         Where the score has no map, the maps are [B].
         """
         settings = scoring_of(self.config)
-        for scores, maps in self._reader(self._view(raw)):
+        for scores, maps in in_batches(self._readings, self._view(raw), settings.batch_size):
             if settings.smoothing and maps.ndim == 3:
                 maps = gaussian_filter(maps, settings.smoothing, axes=(1, 2))
             yield Reading(scores, maps)
@@ -75,17 +77,17 @@ class Trained:
         return self.statistics.transform.view(np.asarray(raw) if isinstance(raw, Array) else raw)
 
     @cached_property
-    def _scorer(self) -> Callable[[Rows], np.ndarray]:
-        return make_scorer(*self._reads_with())
+    def _scores(self) -> Callable[[np.ndarray], Array]:
+        return self._reader(lambda reading: reading.scores)
 
     @cached_property
-    def _reader(self) -> Callable[[Rows], Iterator[Reading]]:
-        return make_reader(*self._reads_with())
+    def _readings(self) -> Callable[[np.ndarray], Reading]:
+        return self._reader(lambda reading: reading)
 
-    def _reads_with(self) -> tuple[System, Params, Judge, str, int, int]:
-        settings = scoring_of(self.config)
-        judged = self.statistics.judge, settings.combination
-        return self.system, self.params, *judged, self.config.seed, settings.batch_size
+    def _reader(self, part: Callable[[Reading], Any]) -> Callable[[np.ndarray], Any]:
+        settings, judge = scoring_of(self.config), self.statistics.judge
+        how = settings.combination, self.config.seed, settings.batch_size
+        return batch_reader(self.system, self.params, judge, *how, part)
 
     def score_each(self, raw_sets: Sequence[Rows]) -> list[np.ndarray]:
         """The scores of several sets. A row that stands in more than one is scored once: its score depends on it alone."""
@@ -106,15 +108,19 @@ class Trained:
         for name, value in (("count", count), ("num_steps", num_steps)):
             if not isinstance(value, int | np.integer) or value < 1:
                 raise InputError(f"{name}: found {value!r}, allowed are whole numbers from 1")
-        key = jax.random.key(seed)
-        keys = keys_for(key, jnp.arange(count))
+        keys = keys_for(jax.random.key(seed), jnp.arange(count))
+        return np.asarray(self._drawn(self.params, keys, num_steps))
 
-        @compiler.jit
-        def draw(params: Params) -> Array:
-            x = gaussian(keys, jnp.zeros((count, *self.system.shape)))
-            return sample(self.system.sampler, self.system.denoise(params), x, uniform(num_steps), fold_in(keys, 1))
+    @cached_property
+    def _drawn(self) -> Callable[[Params, Array, int], Array]:
+        """(params, keys [K], num_steps) -> new normals [K, ...]."""
+        system = self.system
 
-        return np.asarray(draw(self.params))
+        def draw(params: Params, keys: Array, num_steps: int) -> Array:
+            x = gaussian(keys, jnp.zeros((len(keys), *system.shape)))
+            return sample(system.sampler, system.denoise(params), x, uniform(num_steps), fold_in(keys, 1))
+
+        return compiler.jit(draw, static_argnums=2)
 
     def explain(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """For pictures [K, H, W, C]: (x_0, x_t, reconstruction, heat map [K, H, W]), the first three in model range.

@@ -1,4 +1,7 @@
-"""What a user can get wrong."""
+"""What a user can get wrong, and the words in which an error line says so."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -7,6 +10,33 @@ class InputError(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that could not go on: one line that tells what happened and what is left of it."""
+
+
+def suggestion(found: str, allowed: Iterable[str]) -> str:
+    """ "allowed are a, b, c" for an error line, the closest match to `found` named first."""
+    allowed = list(allowed)
+    if not allowed:
+        return "none is allowed"
+    close = difflib.get_close_matches(found, allowed, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}allowed are {', '.join(allowed)}"
+
+
+def check_choice(what: str, found: object, allowed: Iterable[str]) -> None:
+    """Raises InputError, naming the flag, key or argument `what`, where `found` is none of the allowed names."""
+    allowed = list(allowed)
+    if found not in allowed:
+        raise InputError(f"{what}: found {found!r}; {suggestion(str(found), allowed)}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def one_line(error: BaseException) -> str:
+    """All that an error says in one line, or its name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -64,23 +64,7 @@ def reading(judge: Judge, combination: str, x_0: Array, maps: Array) -> Reading:
     return Reading(jnp.nan_to_num(scores, nan=HIGHEST, posinf=HIGHEST), maps)  # type: ignore[arg-type]
 
 
-def make_scorer(
-    system: System, params: Params, judge: Judge, combination: str, seed: int, batch_size: int
-) -> Callable[[Rows], np.ndarray]:
-    """A function from transformed data [N, ...] to scores [N]; no heat map is computed or fetched."""
-    score = _reader_of_batches(system, params, judge, combination, seed, batch_size, lambda reading: reading.scores)
-    return lambda x: joined(score, x, batch_size)
-
-
-def make_reader(
-    system: System, params: Params, judge: Judge, combination: str, seed: int, batch_size: int
-) -> Callable[[Rows], Iterator[Reading]]:
-    """A function from transformed data [N, ...] to readings of at most batch_size data each, in order."""
-    read = _reader_of_batches(system, params, judge, combination, seed, batch_size, lambda reading: reading)
-    return lambda x: in_batches(read, x, batch_size)
-
-
-def _reader_of_batches(
+def batch_reader(
     system: System,
     params: Params,
     judge: Judge,
@@ -89,7 +73,7 @@ def _reader_of_batches(
     batch_size: int,
     part: Callable[[Reading], Any],
 ) -> Callable[[np.ndarray], Any]:
-    """A function from a batch of transformed data to part(reading).
+    """A function from a batch of transformed data to part(reading); what `part` leaves out is neither computed nor fetched.
 
     The judge is an argument of the program: a memory of 90 MB would otherwise be a constant inside it.
     """
@@ -122,8 +106,9 @@ def in_batches(function: Callable[[np.ndarray], Any], x: Rows, batch_size: int) 
     pending: Any = None
     reads = grain.MapDataset.range(0, len(x), batch_size).map(read)
     for batch in reads.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)):
-        filler = np.repeat(batch[:1], share - len(batch), axis=0)
-        result = function(np.concatenate([batch, filler]))
+        if missing := share - len(batch):
+            batch = np.concatenate([batch, np.repeat(batch[:1], missing, axis=0)])
+        result = function(batch)
         if pending is not None:
             yield gather(pending)
         pending = result
@@ -168,7 +153,6 @@ def fit_judge(
 def fit_calibration(
     levels: np.ndarray,
     combination: str = "standardised_mean",
-    quantile: float = 0.95,
     bank: np.ndarray | None = None,
     distances: np.ndarray | None = None,
 ) -> tuple[Calibration, float, np.ndarray]:
@@ -178,4 +162,4 @@ def fit_calibration(
     """
     calibration = calibrate(levels, bank, distances)
     scores = np.sort(scores_of_normals(calibration, levels, combination, distances))
-    return calibration, threshold(scores, quantile), scores
+    return calibration, threshold(scores), scores

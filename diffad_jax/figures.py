@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -97,7 +96,6 @@ def picture_grid(pictures: Pictures) -> Figure:
     across, down = inch * columns * tile_width / width, inch * 4 * tile_height / width
     size = np.array([left + across + right, bands * (head + down)])
     figure = Figure(figsize=tuple(size))
-    FigureCanvasAgg(figure)
     for band in range(bands):
         part = slice(band * columns, (band + 1) * columns)
         labels, scores, images = shown.labels[part], shown.scores[part], rows[:, part]
@@ -134,7 +132,6 @@ def picture_grid(pictures: Pictures) -> Figure:
 def labelled_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     """An empty square figure and its axes, titled and labelled in the style of all figures here."""
     figure = Figure(figsize=(4.6, 4.7), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     label(axes, title, x, y)
     return figure, axes

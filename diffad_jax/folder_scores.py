@@ -1,6 +1,5 @@
 """Pictures of a folder, or rows of a file, scored by a trained run: scores.csv, which survives a kill, and heat maps."""
 
-import csv
 import hashlib
 import inspect
 import io
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
+from diffad_jax import csv_files
 from diffad_jax.data.loading import LOADERS
 from diffad_jax.data.pictures import PictureFiles
 from diffad_jax.data.raw import unlabelled
@@ -72,7 +72,7 @@ def score_folder(
 
     pending = [file for file in files if names[file] not in table.labels or (heat_maps and not heat_map(file).exists())]
     pictures = as_trained(trained, pending, Tolerant)
-    write_atomically(out / "unreadable.csv", _lines([UNREADABLE]))
+    write_atomically(out / "unreadable.csv", csv_files.lines([UNREADABLE]))
     readings = trained.read(pictures) if pending else iter(())
     done = 0
     with tqdm(total=len(files), initial=len(files) - len(pending), unit="picture", smoothing=0, disable=None) as bar:
@@ -85,7 +85,7 @@ def score_folder(
                     _save_png(heat_map(file), map_)
             table.append((names[file] for file in compress(batch, good)), scores[good], trained.statistics)
             faults = [(names[file], pictures.faults[file]) for file, kept in zip(batch, good) if not kept]
-            _append(out / "unreadable.csv", faults)
+            csv_files.append(out / "unreadable.csv", faults)
             if faults and on_error == "fail":
                 raise InputError(f"{root / faults[0][0]}: {faults[0][1]}")
             bar.update(len(batch))
@@ -106,7 +106,7 @@ def score_rows(trained: Trained, file: Path, out: Path) -> Counts:
         raise InputError(f"{file}: {error}") from error
     _claim(out, trained, file)
     table = _rows(map(str, range(len(rows))), scores, trained.statistics)
-    write_atomically(out / "scores.csv", _lines([COLUMNS, *table]))
+    write_atomically(out / "scores.csv", csv_files.lines([COLUMNS, *table]))
     return Counts(len(table), len(table), sum(row[3] for row in table), 0)
 
 
@@ -186,18 +186,11 @@ class ScoreTable:
         Raises InputError on another table.
         """
         self.path = path
-        rows: list[Sequence[str]] = [COLUMNS]
-        if path.exists():
-            text = path.read_text(encoding="utf-8", errors="surrogateescape")
-            found = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
-            if found and tuple(found[0]) != COLUMNS:
-                raise InputError(f"{path}: has the columns {','.join(found[0])}, expected {','.join(COLUMNS)}")
-            # A path may hold a line break, so that what was cut short may end in one.
-            rows += [
-                row for row in found[1:] if len(row) == len(COLUMNS) and row[3] in ("0", "1") and row[0] not in stale
-            ]
-        write_atomically(path, _lines(rows))
-        self.labels = {row[0]: int(row[3]) for row in rows[1:]}
+        # A path may hold a line break, so that what was cut short may end in one.
+        whole = (row for row in csv_files.read(path, COLUMNS) if len(row) == len(COLUMNS) and row[3] in ("0", "1"))
+        rows = [row for row in whole if row[0] not in stale]
+        write_atomically(path, csv_files.lines([COLUMNS, *rows]))
+        self.labels = {row[0]: int(row[3]) for row in rows}
 
     def labels_of(self, paths: Iterable[str]) -> list[int]:
         """The labels of those of the paths that are there."""
@@ -206,7 +199,7 @@ class ScoreTable:
     def append(self, paths: Iterable[str], scores: np.ndarray, statistics: Statistics) -> None:
         """Adds a row for each score but for those whose path is there already."""
         new = [row for row in _rows(paths, scores, statistics) if row[0] not in self.labels]
-        _append(self.path, new)
+        csv_files.append(self.path, new)
         self.labels |= {row[0]: row[3] for row in new}
 
 
@@ -239,20 +232,6 @@ def _changed_since(stamp: Path, names: Mapping[Path, str]) -> set[str]:
         return max(status.st_mtime_ns, status.st_ctime_ns)
 
     return {name for file, name in names.items() if file.exists() and changed(file) > begun}
-
-
-def _lines(rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode("utf-8", errors="surrogateescape")
-
-
-def _append(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    if rows:
-        with path.open("ab") as file:
-            file.write(_lines(rows))
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _save_png(path: Path, pixels: np.ndarray) -> None:

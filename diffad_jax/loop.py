@@ -23,7 +23,7 @@ from diffad_jax.data.pipeline import Batches, Pipeline, read_ahead
 from diffad_jax.errors import RunFailed
 from diffad_jax.logs import Log
 from diffad_jax.sharding import Parallel, by_jit, data_mesh, made, own
-from diffad_jax.training import Batch, Params, TrainState, make_dispatch
+from diffad_jax.training import Batch, Params, Training, TrainState, make_dispatch
 
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
 
@@ -54,32 +54,27 @@ def fit(
     init: Callable[[], TrainState],
     train: Rows,
     workdir: str | Path,
+    settings: Training,
     *,
     seed: int,
-    num_steps: int,
-    batch_size: int,
-    steps_per_dispatch: int = 1,
-    log_every: int = 50,
-    checkpoint_every: int = 1000,
     pipeline: Pipeline | None = None,
     parallel: Parallel | None = None,
     validate: Callable[[Params], Array] | None = None,
-    keep: str = "last",
     progress: str | None = None,
 ) -> Fitted:
-    """Trains from the newest checkpoint of workdir, or from what `init` makes, up to num_steps, and saves the last state.
+    """Trains from the newest checkpoint of workdir, or from what `init` makes, up to settings.num_steps, and saves the end.
 
     init: pure; where there is a checkpoint it is asked for shapes alone, so that it is not drawn beside the one restored.
-    train: transformed normals, [N, ...]. steps_per_dispatch: steps compiled into one program. log_every and
-    checkpoint_every are rounded up to whole dispatches. parallel: how a step runs on many devices, by default `by_jit`.
-    validate: averaged parameters -> loss on held-out normals, asked at every checkpoint. keep: "last" returns the last
-    state, "best" the one of least held-out loss. progress: the label of a progress bar on standard error, or None.
+    train: transformed normals, [N, ...]. parallel: how a step runs on many devices, by default `by_jit`.
+    validate: averaged parameters -> loss on held-out normals, asked at every checkpoint; where settings.keep is "best", the
+    state of the least is returned in place of the last. progress: the label of a progress bar on standard error, or None.
     Every log line tells, since the line before it, the steps per second and the part of the time in which the loop waited
     for data. SIGTERM or SIGINT saves the state after the next dispatch and raises Stopped; a second one acts at once.
     Raises Diverged, with the last good checkpoint, when a loss or the gradient norm is not finite, and RunFailed when a
     checkpoint or log line cannot be written.
     """
     pipeline = pipeline or Pipeline()
+    num_steps, batch_size = settings.num_steps, settings.batch_size
     key = jax.random.key(seed)
     dispatches: dict[int, Any] = {}
     place = np.arange(batch_size)[own(batch_size)]
@@ -139,11 +134,10 @@ def fit(
             batch_size,
             first,
             num_steps,
-            steps_per_dispatch,
+            settings.steps_per_dispatch,
             pipeline.flip,
             pipeline.crop,
-            jax.process_index(),
-            jax.process_count(),
+            own(batch_size),
         )
         with (
             tqdm(
@@ -163,9 +157,14 @@ def fit(
                 # The metrics of the dispatch before are read while this one runs, so that the device never waits for us.
                 read()
                 step += count
-                pending = step, metrics, signals.anywhere(), _crosses(step, count, log_every) or step == num_steps
+                pending = (
+                    step,
+                    metrics,
+                    signals.anywhere(),
+                    _crosses(step, count, settings.log_every) or step == num_steps,
+                )
                 bar.update(count)
-                if step == num_steps or _crosses(step, count, checkpoint_every):
+                if step == num_steps or _crosses(step, count, settings.checkpoint_every):
                     save()
                 if stop:
                     # Without a loss: which checkpoint is best must not depend on where a run was stopped.
@@ -174,7 +173,7 @@ def fit(
         # One that came after the last dispatch: what the loop was to save is saved, or on its way to the disk.
         if stop := int(signals.anywhere()):
             raise Stopped(stop, step)
-        if keep == "best":
+        if settings.keep == "best":
             state = checkpoints.restore(state, best=True) or state
     return Fitted(state, seconds + time.perf_counter() - started)
 

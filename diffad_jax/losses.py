@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffad_jax.errors import InputError
+from diffad_jax.errors import check_choice
 from diffad_jax.noise import fold_in, gaussian
 from diffad_jax.parametrisation import Denoise, Prediction, reverse_log_variance
 from diffad_jax.process import Process, diffuse, posterior
@@ -43,7 +43,8 @@ def weight(process: Process, t: Array, weighting: str = "eps", gamma: float = 5.
     """The weight w(t) that turns mean |x_0 - x_0_theta|^2 into the named loss, like t.
 
     "eps" SNR (L_simple: |eps error|^2 = SNR |x_0 error|^2); "x_0" 1; "v" SNR + 1 (Salimans & Ho 2022, section 4);
-    "edm" SNR + 1 / sigma_data^2 (Karras et al. 2022, eq. 8); "min_snr" min(SNR, gamma) (Hang et al. 2023, eq. 6).
+    "edm" SNR + 1 / sigma_data^2 (Karras et al. 2022, table 1); "min_snr" min(SNR, gamma) (Hang et al. 2023,
+    section 3.4). Raises InputError on another name.
     """
     snr = jnp.exp(process.log_snr(t))
     weights = {
@@ -53,8 +54,7 @@ def weight(process: Process, t: Array, weighting: str = "eps", gamma: float = 5.
         "edm": snr + 1 / sigma_data**2,
         "min_snr": jnp.minimum(snr, gamma),
     }
-    if weighting not in weights:
-        raise InputError(f"weighting={weighting!r}: allowed are {', '.join(weights)}")
+    check_choice("weighting", weighting, weights)
     return weights[weighting]
 
 
@@ -163,6 +163,22 @@ def bound(
     return terms.sum(axis=0), terms
 
 
+def bound_estimate(
+    process: Process,
+    prediction: Prediction,
+    x_0: Array,
+    x_t: Array,
+    t: Array,
+    decoder: Decoder,
+    num_steps: int,
+    variance: str = "small",
+) -> Array:
+    """L_vlb but for its constant L_T, [B] bits/dim, by num_steps times its term at t = k / num_steps, k = 1..num_steps drawn
+    uniformly (Nichol & Dhariwal 2021, eq. 4)."""
+    term = bound_term(process, prediction, x_0, x_t, t - 1 / num_steps, t, decoder, variance)
+    return bits_per_dim(num_steps * term, x_0.shape[1:])
+
+
 def hybrid(
     process: Process,
     prediction: Prediction,
@@ -176,11 +192,10 @@ def hybrid(
 ) -> Array:
     """L_hybrid = L_simple + bound_weight L_vlb with learned variance, [B] (Nichol & Dhariwal 2021, eq. 16).
 
-    L_vlb is estimated by num_steps times one term in bits/dim, at the grid point t = k / num_steps. The mean is behind a
-    stop-gradient, so that the bound trains the variance alone.
+    L_vlb by `bound_estimate`. The mean is behind a stop-gradient, so that the bound trains the variance alone.
     """
     frozen = Prediction(
         jax.lax.stop_gradient(prediction.x_0), jax.lax.stop_gradient(prediction.eps), prediction.variance_fraction
     )
-    term = bound_term(process, frozen, x_0, x_t, t - 1 / num_steps, t, decoder, "learned")
-    return simple(prediction, eps) + bound_weight * num_steps * bits_per_dim(term, x_0.shape[1:])
+    estimate = bound_estimate(process, frozen, x_0, x_t, t, decoder, num_steps, "learned")
+    return simple(prediction, eps) + bound_weight * estimate

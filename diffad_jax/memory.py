@@ -66,6 +66,15 @@ def local_statistics(maps: Array) -> Array:
     return jnp.concatenate([found, found - jnp.median(found, axis=(1, 2), keepdims=True)], axis=-1)
 
 
+def check_enough(count: int) -> None:
+    """Raises InputError where there are fewer normals than a memory needs."""
+    if count < MIN_NORMALS:
+        raise InputError(
+            f"config.scoring: combination 'memory' needs {MIN_NORMALS} normals or more, found {count} by "
+            "scoring.calibration_rows or, where set, training.validation_rows"
+        )
+
+
 def remember(statistics: np.ndarray, seed: int) -> tuple[Memory, np.ndarray]:
     """The memory of normals with the given local statistics [N, h, w, F], N >= 4, and the scores [N] of those normals.
 
@@ -75,10 +84,7 @@ def remember(statistics: np.ndarray, seed: int) -> tuple[Memory, np.ndarray]:
     holds all windows, or 2^20 of them drawn with `seed`.
     Raises InputError on fewer than 4 normals.
     """
-    if len(statistics) < MIN_NORMALS:
-        raise InputError(
-            f"config.scoring: combination 'memory' needs {MIN_NORMALS} normals or more, found {len(statistics)}"
-        )
+    check_enough(len(statistics))
     order = np.random.default_rng(seed).permutation(len(statistics))
     distances = np.empty(statistics.shape[:3], np.float32)
     for own in np.array_split(order, min(FOLDS, len(order))):

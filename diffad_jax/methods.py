@@ -15,20 +15,21 @@ from ml_collections import ConfigDict
 
 from configs import adbench, adbench_dit
 from diffad_jax import baselines, compiler, dte
-from diffad_jax.build import nearest
 from diffad_jax.calibration import calibrate, per_datum, standardised_mean
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Rows, chunks, evenly_spaced
 from diffad_jax.data.pipeline import batch_rows
 from diffad_jax.data.transforms import Transform
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, check_choice
 from diffad_jax.evaluation import joined
 from diffad_jax.loop import Diverged
-from diffad_jax.runs import Training, define, scoring_of
+from diffad_jax.runs import define
+from diffad_jax.settings import scoring_of
 from diffad_jax.training import (
     Batch,
     Loss,
     Params,
+    Training,
     TrainState,
     init_state,
     make_dispatch,
@@ -55,8 +56,7 @@ def detect(name: str, train: Rows, test: Rows, seed: int = 0) -> Detection:
 
     Raises InputError on an unknown name and on rows that are not finite vectors of one width; Diverged where training failed.
     """
-    if name not in METHODS:
-        raise InputError(f"method: found {name!r}; {nearest(name, METHODS)}")
+    check_choice("method", name, METHODS)
     if len(train.shape) != 2 or train.shape[1:] != test.shape[1:]:
         raise InputError(f"{name}: train has shape {train.shape}, test {test.shape}, allowed are [N, D] and [M, D]")
     started = time.perf_counter()

@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike
 from diffad_jax.errors import InputError
 
 Interval = tuple[float, float]
+METRICS = {"auroc": "AUROC", "aupr": "AUPR", "f1": "F1", "fpr95": "FPR95"}
+LOWER_IS_BETTER = {"fpr95"}
 
 
 class GroupAuroc(NamedTuple):

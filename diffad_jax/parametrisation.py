@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, check_choice
 from diffad_jax.process import Process, expand, transition_variance
 
 
@@ -54,15 +54,18 @@ def make_denoise(
     learned_variance: the second half of the output's last axis holds the logits v of the log variance, in [-1, 1]; the
       fraction is (v + 1) / 2 (Nichol & Dhariwal 2021, eq. 15).
     clip: x_0 is clipped to [-clip, clip] and eps follows it; None not to. Losses are of what is not clipped.
+    Raises InputError on another `predicts`; the denoiser does where the network's output has another shape than it asks for.
     """
-    if predicts not in PREDICTS:
-        raise InputError(f"predicts={predicts!r}: allowed are {', '.join(PREDICTS)}")
+    check_choice("predicts", predicts, PREDICTS)
 
     def denoise(x_t: Array, t: Array) -> Prediction:
         alpha, sigma = expand(process.alpha(t), x_t), expand(process.sigma(t), x_t)
         # EDM's c_in y, written without the division by alpha, which is almost 0 at t = 1.
         scale = 1 / jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2)
         output = network(x_t * scale if predicts == "edm" else x_t, jnp.broadcast_to(t, x_t.shape[:1]))
+        copies = 2 if learned_variance else 1
+        if output.shape != (needed := (*x_t.shape[:-1], copies * x_t.shape[-1])):
+            raise InputError(f"network: gives {output.shape} for x_t of {x_t.shape}, needed is {needed}")
         fraction = None
         if learned_variance:
             output, logits = jnp.split(output, 2, axis=-1)
@@ -90,15 +93,14 @@ VARIANCES = ("small", "large", "learned")
 def reverse_log_variance(
     process: Process, prediction: Prediction, s: Array, t: Array, variance: str = "small"
 ) -> Array:
-    """The log variance of p(x_s | x_t), broadcastable to x_t.
+    """The log variance of p(x_s | x_t), broadcastable to x_t; s, t: [] or [B]. Raises InputError on another `variance`.
 
     "small" log beta_tilde, the posterior's; "large" log beta, the transition's (Ho et al. 2020, section 3.2); "learned"
     fraction log beta + (1 - fraction) log beta_tilde (Nichol & Dhariwal 2021, eq. 15). At s = 0 the posterior has no
     variance, and that of the step above, from 2t to t, stands in for it, but no less than sigma_t^2 / 2: on a fine grid of
     noise levels it tends to 0, while what x_t leaves open of x_0 does not.
     """
-    if variance not in VARIANCES:
-        raise InputError(f"variance={variance!r}: allowed are {', '.join(VARIANCES)}")
+    check_choice("variance", variance, VARIANCES)
     first = s <= 0
     lower, upper = jnp.where(first, t, s), jnp.where(first, jnp.minimum(2 * t, 1.0), t)
     share = -jnp.expm1(process.log_snr(upper) - process.log_snr(lower))

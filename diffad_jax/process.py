@@ -20,7 +20,7 @@ from diffad_jax.errors import InputError
 class Process(NamedTuple):
     """A variance-preserving forward process.
 
-    log_snr: t in [0, 1], any shape -> log(alpha^2 / sigma^2), same shape; strictly decreasing, +inf at t = 0.
+    log_snr: t in [0, 1], any shape -> log(alpha^2 / sigma^2), same shape; strictly decreasing, +inf at t = 0, finite at 1.
     """
 
     log_snr: Callable[[Array], Array]
@@ -92,7 +92,9 @@ def cosine(num_steps: int = 1000, offset: float = 0.008) -> Process:
 def log_linear(noise_min: float = 0.002, noise_max: float = 80.0) -> Process:
     """sigma / alpha = noise_min^(1 - t) noise_max^t for t in (0, 1], and no noise at t = 0.
 
-    The variance-preserving twin of Karras et al. 2022 ("EDM", table 1): their x is ours divided by alpha(t).
+    The geometric noise levels of Song et al. 2021 ("Score-based generative modeling through stochastic differential
+    equations", section 3.4, VE), rescaled by alpha(t) to preserve variance. The default ends are those of Karras et al. 2022
+    ("EDM", table 1), whose x is ours divided by alpha(t).
     Raises InputError unless noise_min < noise_max.
     """
     if not noise_min < noise_max:
@@ -104,6 +106,21 @@ def log_linear(noise_min: float = 0.002, noise_max: float = 80.0) -> Process:
         return jnp.where(t > 0, -2 * (low + t * (high - low)), jnp.inf)
 
     return Process(log_snr)
+
+
+def check_process(process: Process) -> None:
+    """Raises InputError where log_snr is not +inf at t = 0, or not finite and falling on (0, 1], seen at 1,000 times."""
+    t = np.linspace(0, 1, 1001)
+    found = np.asarray(process.log_snr(jnp.asarray(t, jnp.float32)))
+    if not found[0] == np.inf:
+        raise InputError(f"config.process: log_snr is {found[0]:g} at t = 0, allowed is inf: no noise")
+    wrong = ~np.isfinite(found[1:]) | ~(np.diff(found) < 0)
+    if wrong.any():
+        first = np.argmax(wrong)
+        raise InputError(
+            f"config.process: log_snr is {found[first]:g} at t = {t[first]:g} and {found[first + 1]:g} at {t[first + 1]:g}; "
+            "allowed are finite values that fall with t"
+        )
 
 
 def time_at(process: Process, log_snr: Array) -> Array:

@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from diffad_jax.build import nearest
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, check_choice, suggestion
 
 
 class Range(NamedTuple):
@@ -70,6 +69,7 @@ RANGES = {
     "training.log_every": COUNT,
     "training.checkpoint_every": COUNT,
     "training.validation_rows": FROM_0,
+    "mesh.fsdp": COUNT,
     "pipeline.workers": FROM_0,
     "pipeline.threads": COUNT,
     "pipeline.crop": FROM_0,
@@ -87,7 +87,7 @@ SECTIONS = (
     *("optimizer", "training", "sampler", "decoder", "score", "scoring"),
 )
 OPTIONAL_SECTIONS = ("data", "pipeline", "parallel", "mesh")
-CHOICES = {"model.dtype": ("float32", "bfloat16")}
+CHOICES = {"model.dtype": ("float32", "bfloat16"), "training.keep": ("last", "best"), "parallel": ("jit", "pmap")}
 LISTS = ("model.channel_multipliers", "loss.focus", "score.times")
 
 
@@ -95,7 +95,7 @@ def check_sections(config: Mapping[str, Any], *needed: str) -> None:
     """Raises InputError where one of SECTIONS, or of those `needed` besides, is missing, and on sections of other names."""
     for name in config:
         if name not in (*SECTIONS, *OPTIONAL_SECTIONS):
-            raise InputError(f"config.{name}: no such section; {nearest(name, (*SECTIONS, *OPTIONAL_SECTIONS))}")
+            raise InputError(f"config.{name}: no such section; {suggestion(name, (*SECTIONS, *OPTIONAL_SECTIONS))}")
     if missing := [name for name in (*SECTIONS, *needed) if name not in config]:
         raise InputError(f"config: has no {', '.join(missing)}")
 
@@ -110,8 +110,8 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         if not isinstance(values, list | tuple) or not values or not all(map(allowed.holds, values)):
             raise InputError(f"config.{path}: found {value!r}, allowed are {kind}{allowed}")
     for path, names in CHOICES.items():
-        if (value := _at(config, path)) not in (None, *names):
-            raise InputError(f"config.{path}: found {value!r}; {nearest(str(value), names)}")
+        if (value := _at(config, path)) is not None:
+            check_choice(f"config.{path}", value, names)
 
 
 def _at(config: Mapping[str, Any], path: str) -> Any:

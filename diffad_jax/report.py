@@ -11,11 +11,10 @@ import numpy as np
 from diffad_jax import figures
 from diffad_jax.errors import InputError
 from diffad_jax.figures import Pictures
-from diffad_jax.metrics import auroc_by_group, bootstrap_intervals, metrics
+from diffad_jax.metrics import LOWER_IS_BETTER, METRICS, auroc_by_group, bootstrap_intervals, metrics
 from diffad_jax.pages import facts_html, figure_html, page, table_html
 from diffad_jax.workdir import write_atomically
 
-METRICS = {"auroc": "AUROC", "aupr": "AUPR", "f1": "F1", "fpr95": "FPR95"}
 PIXEL_METRICS = {"pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 ByMethod = dict[str, dict[str, float]]  # the fractions of `metrics` per method
 GRID_CAPTION = """From high to low score; above each picture its true class and its score.
@@ -86,10 +85,10 @@ def summary_table(results: Sequence[Result]) -> str:
     return "\n\n".join(blocks)
 
 
-def write_report(path: Path, title: str, results: Sequence[Result], config_text: str) -> Path:
+def write_report(path: Path, title: str, results: Sequence[Result], config: Mapping[str, str]) -> Path:
     """Write `path` (HTML) and its figures as `<stem>-[<setting>-]<figure>.png` beside it; return `path`.
 
-    `config_text` has a "key: value" a line. Each file appears whole or not at all, the HTML last.
+    `config` goes below, key by key. Each file appears whole or not at all, the HTML last.
     Raises InputError on results that do not fit together, before anything is written.
     """
     path = Path(path)
@@ -108,7 +107,7 @@ def write_report(path: Path, title: str, results: Sequence[Result], config_text:
     html = page(
         title,
         f"""<p>{MEASURES}{PIXEL_MEASURES if any(result.pixel for result in results) else ""}</p>
-{body}{_config(config_text)}""",
+{body}{_config(config)}""",
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -169,7 +168,7 @@ def _section(result: Result, by_method: ByMethod, facts: Mapping[str, str | floa
     for method, values in by_method.items():
         intervals = bootstrap_intervals(result.labels, result.scores[method], seed=0)
         cells = [_with_interval(values[key], intervals[key]) for key in METRICS]
-        best = [values[k] == (min if k == "fpr95" else max)(m[k] for m in by_method.values()) for k in METRICS]
+        best = [values[k] == (min if k in LOWER_IS_BETTER else max)(m[k] for m in by_method.values()) for k in METRICS]
         rows.append((escape(method), cells, best))
     charts = "".join(figure_html(f"{k}: {result.name}", image) for k, image in images.items() if k != "pictures")
     pixels = [(next(iter(by_method)), cells) for _, cells in _pixel_lines([result])]
@@ -243,9 +242,8 @@ def _at_threshold(result: Result) -> str:
 anomalies and {false:.1f} % of the normals.</p>"""
 
 
-def _config(text: str) -> str:
-    pairs = (line.partition(":") for line in text.splitlines() if line.strip())
-    rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value.strip())}</td></tr>\n" for key, _, value in pairs)
+def _config(config: Mapping[str, str]) -> str:
+    rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>\n" for key, value in config.items())
     return f'<details><summary>Configuration</summary><table class="config">{rows}</table></details>' if rows else ""
 
 

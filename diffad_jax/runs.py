@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,59 +12,22 @@ from ml_collections import ConfigDict
 
 from diffad_jax import compiler, samplers
 from diffad_jax.assembly import System, assemble
-from diffad_jax.build import build, nearest
-from diffad_jax.calibration import COMBINATIONS
+from diffad_jax.build import call
+from diffad_jax.calibration import LOGARITHMIC
 from diffad_jax.checkpoint import any_in
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Chosen, Dataset, evenly_spaced, fingerprint
-from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import MEMORY, fit_judge
 from diffad_jax.loop import fit
-from diffad_jax.memory import MIN_NORMALS, local_statistics
+from diffad_jax.memory import check_enough, local_statistics
 from diffad_jax.noise import keys_for
+from diffad_jax.process import check_process
 from diffad_jax.ranges import check_ranges, check_sections
-from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, mean_over_devices, on, own, split
-from diffad_jax.training import Loss, Params, TrainState, init_state, make_optimizer, make_train_step
+from diffad_jax.settings import parallel_of, pipeline_of, scoring_of, training_of
+from diffad_jax.sharding import data_mesh, mean_over_devices, on, own, split
+from diffad_jax.training import Loss, Params, Training, TrainState, init_state, make_optimizer, make_train_step
 from diffad_jax.workdir import Statistics, save_config, save_data
-
-
-class Training(NamedTuple):
-    """config.training: how long, in what portions, and what is averaged. See `loop.fit` and `training.make_train_step`.
-
-    validation_rows: evenly spaced training rows that are held out, also of the transform's fit: on them every checkpoint's
-    averaged parameters get a loss, and scores are calibrated. A number below 1 is a share of the rows, of which no more than
-    scoring.calibration_rows are taken. keep: the checkpoint that becomes the model, "last" or "best" by that loss.
-    """
-
-    num_steps: int
-    batch_size: int = 64
-    steps_per_dispatch: int = 1
-    ema_decay: float = 0.999
-    accumulate: int = 1
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    validation_rows: float = 0
-    keep: str = "last"
-
-
-class Scoring(NamedTuple):
-    """config.scoring: how scores become one number, and what reports show.
-
-    batch_size: data scored at once. calibration_rows: training normals that the calibration, or the memory, and the threshold
-    are fitted on; where config.training.validation_rows holds some out, it is those.
-    combination: "standardised_mean", "typicality" or "fisher", see `calibration`, or "memory", see `memory`. "fisher" keeps
-    the normals with the run, shrunk as `nearness` compares them and up to 64 MiB.
-    smoothing: standard deviation in pixels of the Gaussian that smooths heat maps. picture_time, picture_steps: from which
-    time, and in how many steps, the reconstructions of a report are made.
-    """
-
-    batch_size: int = 256
-    calibration_rows: int = 256
-    combination: str = "standardised_mean"
-    smoothing: float = 0.0
-    picture_time: float = 0.5
-    picture_steps: int = 10
 
 
 def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable[[], TrainState], Any, Training]:
@@ -75,22 +38,8 @@ def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable
     check_sections(config)
     check_ranges(config)
     system = assemble(config, shape)
-    training: Training = build("training", {"Training": Training}, {"name": "Training", **config.training})
-    if training.keep not in ("last", "best"):
-        raise InputError(f"config.training.keep: found {training.keep!r}, allowed are 'last' and 'best'")
-    if training.keep == "best" and not training.validation_rows:
-        raise InputError("config.training.keep: 'best' needs config.training.validation_rows, found 0")
-    if training.validation_rows == 1 or (training.validation_rows > 1 and training.validation_rows % 1):
-        raise InputError(
-            f"config.training.validation_rows: found {training.validation_rows}, allowed are whole numbers from 2, shares "
-            "below 1, and 0"
-        )
-    if training.batch_size % training.accumulate:
-        raise InputError(
-            f"config.training.accumulate: found {training.accumulate}, which does not divide batch_size {training.batch_size}"
-        )
-    spec = {"name": "make_optimizer", **config.optimizer}
-    optimizer = build("optimizer", {"make_optimizer": make_optimizer}, spec, num_steps=training.num_steps)
+    training = training_of(config)
+    optimizer = call("optimizer", make_optimizer, config.optimizer, num_steps=training.num_steps)
 
     drawn = jax.jit(lambda key: init_state(system.init(key), optimizer))
 
@@ -105,6 +54,12 @@ def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable
 
 def check(system: System, params: Params, shape: tuple[int, ...], combination: str) -> None:
     """Traces loss, score and sampler without computing, so that what they refuse is refused before anything is written."""
+    if system.score.signed and combination in LOGARITHMIC:
+        raise InputError(
+            f"config.scoring.combination: found {combination!r}, which takes logarithms; allowed with this score, which may "
+            "be negative, is 'standardised_mean'"
+        )
+    check_process(system.process)
 
     def trace(params: Params, key: Array) -> tuple[Array, Array, Array]:
         x, denoise = jnp.zeros((1, *system.shape)), system.denoise(params)
@@ -137,11 +92,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     learnt = Chosen(dataset.train, chosen, dataset.train.dtype) if len(held_out) else dataset.train
     transform = transforms.fit(train=learnt, **config.transform)
     calibrating = held_out if len(held_out) else evenly_spaced(len(dataset.train), scoring.calibration_rows)
-    if scoring.combination == MEMORY and len(calibrating) < MIN_NORMALS:
-        raise InputError(
-            f"config.scoring: combination 'memory' needs {MIN_NORMALS} normals or more, found {len(calibrating)} by "
-            "scoring.calibration_rows or, where set, training.validation_rows"
-        )
+    if scoring.combination == MEMORY:
+        check_enough(len(calibrating))
     if writes:
         save_config(workdir, config)
         if not any_in(workdir / "checkpoints"):
@@ -153,12 +105,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         init,
         Chosen(rows, chosen) if len(held_out) else rows,
         workdir,
+        settings,
         seed=config.seed,
-        num_steps=settings.num_steps,
-        batch_size=settings.batch_size,
-        steps_per_dispatch=settings.steps_per_dispatch,
-        log_every=settings.log_every,
-        checkpoint_every=settings.checkpoint_every,
         pipeline=pipeline,
         parallel=parallel,
         validate=make_validate(
@@ -166,7 +114,6 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         )
         if len(held_out)
         else None,
-        keep=settings.keep,
         progress=dataset.name if progress and writes else None,
     )
     arguments = (scoring.combination, config.seed, scoring.batch_size)
@@ -209,58 +156,11 @@ def _middle(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _hold_out(count: int, wanted: float, most: int) -> tuple[np.ndarray, np.ndarray]:
     """The numbers below `count`, parted into those to train on and `wanted`, or a share, up to `most`, to validate on."""
-    wanted = min(round(wanted * count), most) if wanted < 1 else int(wanted)
-    if wanted > count // 2:
-        raise InputError(f"config.training.validation_rows: found {wanted}, allowed is up to half of the {count} rows")
-    held_out = evenly_spaced(count, wanted)
+    number = min(round(wanted * count), most) if wanted < 1 else int(wanted)
+    if wanted and not 2 <= number <= count // 2:
+        raise InputError(
+            f"config.training.validation_rows: found {wanted:g}, which is {number} of {count} rows; allowed are 0, and from "
+            "2 rows to half of them"
+        )
+    held_out = evenly_spaced(count, number)
     return np.setdiff1d(np.arange(count), held_out), held_out
-
-
-def scoring_of(config: ConfigDict) -> Scoring:
-    """config.scoring, checked."""
-    scoring: Scoring = build("scoring", {"Scoring": Scoring}, {"name": "Scoring", **config.scoring})
-    data_mesh(scoring.batch_size, key="config.scoring.batch_size")  # raises where the processes cannot share it
-    if scoring.combination not in (known := [*COMBINATIONS, MEMORY]):
-        raise InputError(
-            f"config.scoring.combination: found {scoring.combination!r}; {nearest(scoring.combination, known)}"
-        )
-    if config.score.get("name") == "bound" and scoring.combination in ("typicality", "fisher"):
-        raise InputError(
-            f"config.scoring.combination: found {scoring.combination!r}, which takes logarithms; allowed with the score "
-            "'bound', which may be negative, is 'standardised_mean'"
-        )
-    return scoring
-
-
-def pipeline_of(config: ConfigDict, shape: tuple[int, ...]) -> Pipeline:
-    """config.pipeline, checked against the shape of one datum; the defaults where the config has none."""
-    pipeline: Pipeline = build("pipeline", {"Pipeline": Pipeline}, {"name": "Pipeline", **config.get("pipeline", {})})
-    if (pipeline.flip or pipeline.crop) and len(shape) != 3:
-        raise InputError(f"config.pipeline: flip and crop need pictures [H, W, C], found data of shape {shape}")
-    if pipeline.crop > min(shape[:2]):
-        raise InputError(
-            f"config.pipeline.crop: found {pipeline.crop}, allowed is up to the {min(shape[:2])} pixels there are"
-        )
-    return pipeline
-
-
-def parallel_of(config: ConfigDict, training: Training) -> Parallel:
-    """How config.parallel, "jit" or "pmap", and config.mesh, {"fsdp": devices that a state is split over}, run the step."""
-    axes = dict(config.get("mesh", {}))
-    fsdp = axes.pop("fsdp", 1)
-    if axes or type(fsdp) is not int or fsdp < 1:
-        raise InputError(f"config.mesh: found {dict(config.mesh)}, allowed is {{'fsdp': 1 or more}}")
-    parallel = config.get("parallel", "jit")
-    if parallel == "jit":
-        return by_jit(data_mesh(training.batch_size, fsdp))
-    if parallel != "pmap":
-        raise InputError(f"config.parallel: found {parallel!r}, allowed are 'jit' and 'pmap'")
-    if fsdp > 1:
-        raise InputError(f"config.mesh.fsdp: found {fsdp}, allowed with config.parallel 'pmap' is 1")
-    mesh = data_mesh(training.batch_size)
-    if training.batch_size // mesh.size % training.accumulate:
-        raise InputError(
-            f"config.training.accumulate: found {training.accumulate}, allowed with config.parallel 'pmap' are divisors of "
-            f"the {training.batch_size // mesh.size} rows of each of {mesh.size} devices"
-        )
-    return by_pmap(mesh)

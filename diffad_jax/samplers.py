@@ -20,7 +20,8 @@ from diffad_jax.process import Process, posterior, time_at
 class Sampler(NamedTuple):
     """step(denoise, x_t, t, s, key, memory) -> (x_s, memory), and init(x) -> memory; t and s are scalars.
 
-    Noise is drawn by `noise.gaussian(key, x_t)`, which knows all kinds of keys.
+    Noise is drawn by `noise.gaussian(key, x_t)`, which knows all kinds of keys. A multistep method, which knows neither the
+    first nor the last time, marks in its memory that there is no step before, as `dpm_solver_2m` does by a log_snr of inf.
     """
 
     step: Callable[[Denoise, Array, Array, Array, Key, Any], tuple[Array, Any]]
@@ -33,7 +34,8 @@ def sample(sampler: Sampler, denoise: Denoise, x: Array, times: Array, key: Key)
     """Carries x at times[0] through all times to times[-1], in one `lax.scan`.
 
     x: [B, ...]; times: [N + 1] in [0, 1], monotone, ascending ones from above 0, where no denoiser is defined; key: [] (all
-    data share the noise) or [B]. Returns x at times[-1].
+    data share the noise, as scores want it; new samples want `jax.random.split(key, B)`, and B draws of x to begin with) or
+    [B], new-style keys of `jax.random.key`. Returns x at times[-1].
     """
 
     def body(carry: tuple[Array, Any], step: tuple[Array, Array, Array]) -> tuple[tuple[Array, Any], None]:
@@ -70,6 +72,15 @@ def karras(
     ramp = jnp.linspace(0.0, 1.0, num_steps)
     noise = (noise_max ** (1 / rho) + ramp * (noise_last ** (1 / rho) - noise_max ** (1 / rho))) ** rho
     return jnp.append(time_at(process, -2 * jnp.log(noise)), 0.0).at[0].set(start)
+
+
+Grid = Callable[[Process, int, float | Array], Array]
+"""(process, num_steps, start) -> num_steps + 1 times from start down to 0."""
+GRIDS: dict[str, Grid] = {
+    "uniform": lambda process, num_steps, start: uniform(num_steps, start),
+    "quadratic": lambda process, num_steps, start: quadratic(num_steps, start),
+    "karras": karras,
+}
 
 
 # --- algorithms ------------------------------------------------------------------------------------------------------

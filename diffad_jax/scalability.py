@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from diffad_jax import baselines, detector, runs, table
-from diffad_jax.build import nearest
 from diffad_jax.data.dataset import Dataset
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, check_choice
 from diffad_jax.figures import METHODS, MUTED, label, stroke, with_legend
 from diffad_jax.methods import Detection
 
@@ -31,8 +29,7 @@ def scaled(config: ConfigDict, size: int, num_steps: int | None) -> ConfigDict:
     Raises InputError where the patches do not fit, and on a network without patches.
     """
     config = ConfigDict(config.to_dict())
-    if config.model.name not in SIDES:
-        raise InputError(f"config.model.name: found {config.model.name!r}; {nearest(config.model.name, SIDES)}")
+    check_choice("config.model.name", config.model.name, SIDES)
     side = SIDES[config.model.name]
     if size > side and size % side:
         raise InputError(f"resolution: found {size}, allowed for {config.model.name} are multiples of {side}")
@@ -93,7 +90,6 @@ def normal_name(classes: Sequence[str]) -> str:
 def draw(curves: Curves) -> Figure:
     """The bars of the largest resolution beside the printed ones; AUROC and seconds over the resolution."""
     figure = Figure(figsize=(14, 4.9), layout="constrained")
-    FigureCanvasAgg(figure)
     bars, auroc, seconds = figure.subplots(1, 3, width_ratios=(1.4, 1, 1))
     largest = curves.resolutions[-1]
     label(bars, f"AUROC at {largest}x{largest}", "", "AUROC (%)")
@@ -132,7 +128,4 @@ def markdown(rows: Sequence[table.Row], curves: Curves, facts: Mapping[str, str]
     text += "\nSeconds are those of training and scoring, with the reading of files.\n"
     printed = ", ".join(f"{name} {value:.1f}" for name, value in PRINTED.items())
     text += f"\nThe paper's Figure 1, Mini-ImageNet at 224x224: {printed}, COPOD clearly lower, not printed.\n"
-    if failures := [row for row in rows if row["error"]]:
-        text += "\nFailures:\n\n"
-        text += "".join(f"- {r['dataset']}, {r['method']}, seed {r['seed']}: {r['error']}\n" for r in failures)
-    return text
+    return text + table.failures_text(rows)

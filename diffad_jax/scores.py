@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from diffad_jax import samplers
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, check_choice
 from diffad_jax.losses import Decoder
 from diffad_jax.losses import bound as variational_bound
 from diffad_jax.noise import Key, Mirrored, fold_in, gaussian
@@ -23,10 +23,14 @@ from diffad_jax.process import Process, diffuse
 
 
 class Score(NamedTuple):
-    """maps(denoise, x_0, key), and how often it calls the denoiser for one datum."""
+    """maps(denoise, x_0, key) -> [L, B, ...], a slice a level, and how often it calls the denoiser for one datum.
+
+    signed: whether maps may be negative, so that no logarithm can be taken of them.
+    """
 
     maps: Callable[[Denoise, Array, Array], Array]
     evaluations: int
+    signed: bool = False
 
 
 # --- distances: (x, reconstruction), both [B, ..., C] -> [B, ...] -----------------------------------------------------
@@ -105,8 +109,7 @@ DISTANCES: dict[str, Distance] = {"l2": l2, "l1": l1, "ssim": ssim}
 
 def distance_named(name: str) -> Distance:
     """The distance of that name; raises InputError listing the names there are."""
-    if name not in DISTANCES:
-        raise InputError(f"distance={name!r}: allowed are {', '.join(DISTANCES)}")
+    check_choice("distance", name, DISTANCES)
     return DISTANCES[name]
 
 
@@ -121,11 +124,28 @@ def reconstruct(
     t: Array,
     num_steps: int,
     key: Key,
+    grid: str = "uniform",
 ) -> tuple[Array, Array]:
-    """Noises x_0 to time t and denoises it in num_steps even steps: (x_t, reconstruction), both like x_0."""
+    """Noises x_0 to time t and denoises it over num_steps of a `samplers.GRIDS`: (x_t, reconstruction), both like x_0."""
     x_t = diffuse(process, x_0, t, gaussian(fold_in(key, 0), x_0))
-    times = samplers.uniform(num_steps, t).astype(x_0.dtype)
+    times = samplers.GRIDS[grid](process, num_steps, t).astype(x_0.dtype)
     return x_t, samplers.sample(sampler, denoise, x_t, times, fold_in(key, 1))
+
+
+def mean_over_draws(
+    drawn: Callable[[Key], Array], compared: Callable[[Array], Array], key: Array, num_draws: int
+) -> tuple[Array, Array]:
+    """(mean of compared(x), mean of x) over num_draws x = drawn(key'), whose keys come in antithetic pairs (`Mirrored`)."""
+
+    def add(total: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
+        x = drawn(Mirrored(fold_in(key, number // 2), 1 - 2.0 * (number % 2)))
+        return jax.tree.map(jnp.add, total, (compared(x), x)), None
+
+    shapes = jax.eval_shape(lambda total: add(total, jnp.zeros((), int))[0], (0.0, 0.0))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    totals, _ = jax.lax.scan(add, zeros, jnp.arange(num_draws))
+    error, x = totals
+    return error / num_draws, x / num_draws
 
 
 def reconstruction(
@@ -138,6 +158,7 @@ def reconstruction(
     bias: bool = False,
     gradients: bool = False,
     colours: bool = False,
+    grid: str = "uniform",
 ) -> Score:
     """The paper's score: the distance between x_0 and its reconstruction from partial noise.
 
@@ -150,9 +171,11 @@ def reconstruction(
     With |b|^2 their means over a window tell how strong, how fine and in which direction what is not reconstructed runs.
     colours: pictures of three channels are compared in each of the `opponent_colours` by itself, and three levels stand in
     place of each.
+    grid: the times in between, "uniform", "quadratic" or "karras", see `samplers`.
     Raises InputError where bias is asked of a single draw, whose bias is the error, or gradients without bias.
     """
     measure = distance_named(distance)
+    check_choice("grid", grid, samplers.GRIDS)
     if bias and num_draws < 2:
         raise InputError(f"num_draws: found {num_draws}, bias=True needs 2 or more")
     if gradients and not bias:
@@ -166,19 +189,16 @@ def reconstruction(
             return jnp.stack([measure(a, b) for a, b in zip(seen(x_0), seen(x), strict=True)])
 
         def level(t: Array) -> tuple[Array, ...]:
-            def draw(total: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
-                half = Mirrored(fold_in(key, number // 2), 1 - 2 * (number % 2).astype(x_0.dtype))
-                _, x = reconstruct(process, sampler, denoise, x_0, t, num_steps, half)
-                return (total[0] + compared(x), total[1] + x), None
+            def drawn(key: Key) -> Array:
+                return reconstruct(process, sampler, denoise, x_0, t, num_steps, key, grid)[1]
 
-            zeros = jnp.zeros_like(compared(x_0)), jnp.zeros_like(x_0)
-            (error, x), _ = jax.lax.scan(draw, zeros, jnp.arange(num_draws))
-            mean = x / num_draws
-            found = [error / num_draws]
+            error, mean = mean_over_draws(drawn, compared, key, num_draws)
+            found = [error]
             if bias:
                 found.append(compared(mean))
             if gradients:
-                found += map(jnp.stack, zip(*map(squared_steps, seen(x_0 - mean)), strict=True))
+                down, across = zip(*(squared_steps(part) for part in seen(x_0 - mean)), strict=True)
+                found += [jnp.stack(down), jnp.stack(across)]
             return tuple(found)
 
         maps = jax.lax.map(level, jnp.asarray(times, x_0.dtype))
@@ -196,7 +216,10 @@ def one_step(
     gradients: bool = False,
     colours: bool = False,
 ) -> Score:
-    """The denoising error d(x_0, x_0_theta(x_t, t)) at each noise level of `times`; see `reconstruction`."""
+    """The denoising error d(x_0, x_0_theta(x_t, t)) at each noise level of `times`; see `reconstruction`.
+
+    A run's sampler plays no part in it.
+    """
     return reconstruction(process, samplers.ddim(process), times, 1, num_draws, distance, bias, gradients, colours)
 
 
@@ -205,7 +228,8 @@ def encode_decode(
 ) -> Score:
     """Deterministic reconstruction: DDIM inversion up to t*, then DDIM back (Song et al. 2021, section 4.3). No noise.
 
-    As in the published code, x_0 is taken to lie at the first time of the grid.
+    As in the published code, x_0 is taken to lie at the first time of the grid. The sampler is DDIM, whatever a run's is.
+    Raises InputError on an unknown distance.
     """
     sampler, measure = samplers.ddim(process), distance_named(distance)
 
@@ -221,11 +245,14 @@ def encode_decode(
 
 
 def bound(process: Process, decoder: Decoder, num_steps: int = 100, variance: str = "small") -> Score:
-    """The variational bound on -log p(x_0) in nats per datum, over a chain of num_steps >= 2 steps: [1, B]."""
+    """The variational bound on -log p(x_0) in nats per datum, over a chain of num_steps steps: [1, B].
+
+    Raises InputError where num_steps is below 2. Source: `losses.bound`.
+    """
     if num_steps < 2:
         raise InputError(f"config.score.num_steps: found {num_steps}, allowed for a bound is 2 or more")
 
     def score(denoise: Denoise, x_0: Array, key: Array) -> Array:
         return variational_bound(process, denoise, x_0, key, decoder, num_steps, variance)[0][None]
 
-    return Score(score, num_steps)
+    return Score(score, num_steps, signed=True)

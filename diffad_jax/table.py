@@ -2,9 +2,6 @@
 
 import csv
 import importlib.resources
-import io
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +9,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import rankdata, wilcoxon  # type: ignore[import-untyped]
 
+from diffad_jax import csv_files
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError
 from diffad_jax.methods import Detection
-from diffad_jax.workdir import claim, save_json, write_atomically
+from diffad_jax.metrics import METRICS
+from diffad_jax.workdir import claim, read_json, save_json, write_atomically
 
-KEY = ("dataset", "method", "protocol", "seed")
-METRICS = ("auroc", "aupr", "f1", "fpr95")
-FIELDS = (*KEY, *METRICS, "n_train", "n_test", "seconds_train", "seconds_score", "error")
+
+class Key(NamedTuple):
+    """Which result: of a data set, by a method, under a protocol (or what is normal), with a seed."""
+
+    dataset: str
+    method: str
+    protocol: str
+    seed: int
+
+
+FIELDS = (*Key._fields, *METRICS, "n_train", "n_test", "seconds_train", "seconds_score", "error")
 LEVEL = 0.05
 
 Row = dict[str, Any]
@@ -38,11 +45,9 @@ class Results:
         Raises InputError where the file is no such table.
         """
         self.path = path
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        lines = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-        if lines.fieldnames and tuple(lines.fieldnames) != FIELDS:
-            raise InputError(f"{path}: has the columns {','.join(lines.fieldnames)}, expected {','.join(FIELDS)}")
-        self.rows = [parsed(line) for line in lines if not line["error"]]
+        whole = (line for line in csv_files.read(path, FIELDS) if len(line) == len(FIELDS))
+        rows = [dict(zip(FIELDS, line)) for line in whole]
+        self.rows = [parsed(row) for row in rows if not row["error"]]
         self.done = {key_of(row) for row in self.rows}
         self.rewrite(self.rows)
 
@@ -50,19 +55,12 @@ class Results:
         """Adds one row and waits until it is on disk."""
         self.rows.append(row)
         self.done.add(key_of(row))
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            _writer(file).writerow(row)
-            file.flush()
-            os.fsync(file.fileno())
+        csv_files.append(self.path, [_cells(row)])
 
     def rewrite(self, rows: list[Row]) -> None:
         """Replaces the file by these rows, at once."""
         self.rows = rows
-        content = io.StringIO(newline="")
-        writer = _writer(content)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.path, content.getvalue().encode())
+        write_atomically(self.path, csv_files.lines([FIELDS, *map(_cells, rows)]))
 
 
 def results_in(out: Path, data_dir: Path, digests: Mapping[str, str]) -> Results:
@@ -82,7 +80,7 @@ def claim_data(out: Path, digests: Mapping[str, str]) -> None:
     Raises InputError where one has changed since, as figures of two data sets would stand in one row.
     """
     path = out / "data.json"
-    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    held = read_json(path) if path.exists() else {}
     if changed := [name for name, digest in digests.items() if held.get(name, digest) != digest]:
         raise InputError(
             f"{out}: holds results of other data in {', '.join(changed)} than there are now; choose another directory"
@@ -90,20 +88,20 @@ def claim_data(out: Path, digests: Mapping[str, str]) -> None:
     save_json(path, {**held, **digests})
 
 
-def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """(dataset, method, protocol, seed)."""
-    return tuple(row[field] for field in KEY)
+def key_of(row: Mapping[str, Any]) -> Key:
+    """Which result a row holds."""
+    return Key(*(row[field] for field in Key._fields))
 
 
-def row(key: Sequence[Any], values: Mapping[str, Any]) -> Row:
+def row(key: Key, values: Mapping[str, Any]) -> Row:
     """A row of the table, rounded to what the file holds, so that what is read back equals what was written."""
-    full: Row = dict.fromkeys(FIELDS) | dict(zip(KEY, key)) | dict(values)
+    full: Row = dict.fromkeys(FIELDS) | key._asdict() | dict(values)
     full |= {field: round(full[field], 6) for field in METRICS if full[field] is not None}
     full |= {field: round(full[field], 3) for field in ("seconds_train", "seconds_score") if full[field] is not None}
     return full | {"error": " ".join(str(full["error"] or "").split())}
 
 
-def measured(key: Sequence[Any], dataset: Dataset, found: Detection, values: Mapping[str, float]) -> Row:
+def measured(key: Key, dataset: Dataset, found: Detection, values: Mapping[str, float]) -> Row:
     """The row of a success: its metrics `values`, how much data there was, and how long it took."""
     counts = {"n_train": len(dataset.train), "n_test": len(dataset.test)}
     seconds = {"seconds_train": found.seconds_train, "seconds_score": found.seconds_score}
@@ -118,8 +116,8 @@ def parsed(line: Mapping[str, str]) -> Row:
     return {field: (numbers | counts).get(field, line[field]) for field in FIELDS}
 
 
-def _writer(file: Any) -> csv.DictWriter:
-    return csv.DictWriter(file, FIELDS, lineterminator="\n")
+def _cells(row: Row) -> list[Any]:
+    return [row[field] for field in FIELDS]
 
 
 # --- what is printed ----------------------------------------------------------------------------------------------------
@@ -261,11 +259,18 @@ def markdown(rows: Sequence[Row], methods: Sequence[str], facts: Mapping[str, st
     if beside := beside_printed(table):
         text += "\nThe sets of the paper's Table 1 beside its printed columns, whose protocol leaks:\n\n"
         text += grid(*beside)
-    if failures := [entry for entry in rows if entry["error"]]:
-        text += "\nFailures:\n\n" + "".join(
-            f"- {entry['dataset']}, {entry['method']}, seed {entry['seed']}: {entry['error']}\n" for entry in failures
-        )
-    return text
+    return text + failures_text(rows)
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """What failed, and why, a line each."""
+    return [f"{r['dataset']}, {r['method']}, seed {r['seed']}: {r['error']}" for r in rows if r["error"]]
+
+
+def failures_text(rows: Sequence[Row]) -> str:
+    """The failures as a Markdown list with a head, or nothing."""
+    found = "".join(f"- {failure}\n" for failure in failures(rows))
+    return f"\nFailures:\n\n{found}" if found else ""
 
 
 def beside_printed(table: Table) -> tuple[list[str], list[list[str]]] | None:
@@ -297,5 +302,5 @@ def grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def write(directory: Path, results: dict[str, Any], text: str) -> None:
     """Writes results.json and table.md."""
-    write_atomically(directory / "results.json", (json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
+    save_json(directory / "results.json", results)
     write_atomically(directory / "table.md", text.encode())

@@ -1,21 +1,20 @@
 """The table as one HTML page that opens without a network: heat table, ranks, critical differences, ROC curves."""
 
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve  # type: ignore[import-untyped]
 
+from diffad_jax.data.dataset import evenly_spaced
 from diffad_jax.figures import CHANCE, INK, MUTED, png, stroke, with_legend
+from diffad_jax.metrics import LOWER_IS_BETTER
 from diffad_jax.pages import facts_html, figure_html, page, table_html
-from diffad_jax.report import METRICS as METRIC_NAMES
-from diffad_jax.table import METRICS, Row, Table, beside_printed, cells, cliques, tabulate
-from diffad_jax.workdir import write_atomically
+from diffad_jax.table import METRICS, Row, Table, beside_printed, cells, cliques, failures, tabulate
+from diffad_jax.workdir import save_npz, write_atomically
 
 CURVE_POINTS = 200
 COLUMNS = 5
@@ -32,11 +31,9 @@ def curve_path(directory: Path, key: Sequence[object]) -> Path:
 def save_curve(path: Path, labels: np.ndarray, scores: np.ndarray) -> None:
     """Keeps the ROC curve of scores [M] against labels [M], at most 200 points of it."""
     false_rate, true_rate, _ = roc_curve(labels, scores)
-    kept = np.unique(np.linspace(0, len(false_rate) - 1, CURVE_POINTS).round().astype(int))
+    kept = evenly_spaced(len(false_rate), CURVE_POINTS)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    np.savez(content, fpr=false_rate[kept].astype(np.float32), tpr=true_rate[kept].astype(np.float32))
-    write_atomically(path, content.getvalue())
+    save_npz(path, {"fpr": false_rate[kept].astype(np.float32), "tpr": true_rate[kept].astype(np.float32)})
 
 
 def write_page(directory: Path, rows: Sequence[Row], methods: Sequence[str], results: Mapping[str, Any]) -> Path:
@@ -61,9 +58,7 @@ significantly: Wilcoxon's signed-rank test over sets with Holm's correction, lev
         body += _section("All measures", _measures(results["methods"]))
     if (curves := roc_curves(directory, table, rows)) is not None:
         body += _section("ROC curves, seed 0", figure_html("ROC curves", png(curves)))
-    if failures := [entry for entry in rows if entry["error"]]:
-        causes = (f"{f['dataset']}, {f['method']}, seed {f['seed']}: {f['error']}" for f in failures)
-        items = "".join(f"<li>{escape(cause)}</li>" for cause in causes)
+    if items := "".join(f"<li>{escape(failure)}</li>" for failure in failures(rows)):
         body += _section("Failures", f"<ul>{items}</ul>")
     path = directory / "table.html"
     write_atomically(path, page("Anomaly detection, methods by data sets", body, HEAT).encode())
@@ -75,7 +70,6 @@ def critical_difference(methods: Sequence[str], ranks: np.ndarray, p: np.ndarray
     order, bars = np.argsort(ranks, kind="stable"), cliques(ranks, p)
     half, count = (len(order) + 1) // 2, len(order)
     figure = Figure(figsize=(8, 1.2 + 0.28 * half + 0.14 * len(bars)), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set(xlim=(0.2, count + 0.8), ylim=(-half - 0.5 * len(bars) - 0.6, 0.3), yticks=[])
     axes.xaxis.tick_top()
@@ -104,7 +98,6 @@ def roc_curves(directory: Path, table: Table, rows: Sequence[Row]) -> Figure | N
         return None
     down = -(-len(datasets) // COLUMNS)
     figure = Figure(figsize=(2.3 * COLUMNS, 2.3 * down + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(down, COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
     handles = {}
     for axes, dataset in zip(grid, datasets):
@@ -152,9 +145,10 @@ def _measures(by_method: Mapping[str, Any]) -> str:
     """Means of all four measures over the complete sets, best rank first, with the seconds that the method took."""
     ordered = sorted(by_method.items(), key=lambda item: item[1]["mean_rank"])
     values = np.array([[found[metric] for metric in METRICS] for _, found in ordered])
-    best = np.concatenate([values[:, :3] == values[:, :3].max(0), values[:, 3:] == values[:, 3:].min(0)], axis=1)
+    signs = np.array([-1 if metric in LOWER_IS_BETTER else 1 for metric in METRICS])
+    best = signs * values == (signs * values).max(axis=0)
     lines = [
         (escape(name), [*cells(line), f"{found['mean_rank']:.2f}", f"{found['seconds']:.1f}"], [*bold, False, False])
         for (name, found), line, bold in zip(ordered, values, best)
     ]
-    return table_html("methods", ["Method", *METRIC_NAMES.values(), "mean rank", "seconds"], lines)
+    return table_html("methods", ["Method", *METRICS.values(), "mean rank", "seconds"], lines)

@@ -34,6 +34,27 @@ class Batch(NamedTuple):
     place: Array
 
 
+class Training(NamedTuple):
+    """config.training: how long, in what portions, and what is averaged.
+
+    steps_per_dispatch: steps compiled into one program. ema_decay, accumulate: see `make_train_step`. log_every and
+    checkpoint_every: steps, rounded up to whole dispatches.
+    validation_rows: evenly spaced training rows that are held out, also of the transform's fit: on them every checkpoint's
+    averaged parameters get a loss, and scores are calibrated. A number below 1 is a share of the rows, of which no more than
+    scoring.calibration_rows are taken. keep: the checkpoint that becomes the model, "last" or "best" by that loss.
+    """
+
+    num_steps: int
+    batch_size: int = 64
+    steps_per_dispatch: int = 1
+    ema_decay: float = 0.999
+    accumulate: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    validation_rows: float = 0
+    keep: str = "last"
+
+
 def make_optimizer(
     num_steps: int,
     learning_rate: float = 1e-3,

@@ -1,8 +1,10 @@
 """The files of a run's directory: config.json, data.json, statistics.npz, metrics.json. Each appears whole or not at all."""
 
+import io
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.memory import Memory
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Writes to a temporary name beside `path`, then renames: the file appears whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -29,8 +31,15 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def save_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes `value` as indented JSON."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Writes `value`, whose numbers are finite, as indented JSON."""
+    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz of arrays."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    write_atomically(path, content.getbuffer())
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
@@ -63,7 +72,7 @@ def claim(path: Path, value: Mapping[str, Any], name: str, directory: str) -> No
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be a {directory} ({error.strerror})") from error
     if path.exists():
-        there, asked = (flatten(held, name) for held in (_read_json(path), value))
+        there, asked = (flatten(held, name) for held in (read_json(path), value))
         differing = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
         if differing:
             shown = ", ".join(f"{key} ({there.get(key)!r} there, {asked.get(key)!r} asked)" for key in differing)
@@ -82,10 +91,11 @@ def load_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise InputError(f"{workdir}: holds no config.json, expected the work directory of experiments.train")
-    return ConfigDict(_read_json(path))
+    return ConfigDict(read_json(path))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; raises InputError where it is damaged."""
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
@@ -101,6 +111,7 @@ def check_finished(workdir: Path) -> None:
         raise InputError(f"{path}: missing; the run has not finished: repeat its experiments.train command")
 
 
+@dataclass(frozen=True, eq=False)
 class Statistics:
     """What was learnt of the training normals besides the parameters: transform, judge, threshold and counts.
 
@@ -109,19 +120,13 @@ class Statistics:
     dataset, rows: the name of the data set whose normals they were, and its training rows' `dataset.fingerprint`.
     """
 
-    def __init__(
-        self,
-        transform: Transform,
-        judge: Calibration | Memory,
-        threshold: float,
-        normal_scores: np.ndarray,
-        facts: Mapping[str, float],
-        dataset: str,
-        rows: str,
-    ):
-        self.transform, self.judge, self.threshold = transform, judge, threshold
-        self.normal_scores, self.facts = normal_scores, dict(facts)
-        self.dataset, self.rows = dataset, rows
+    transform: Transform
+    judge: Calibration | Memory
+    threshold: float
+    normal_scores: np.ndarray
+    facts: Mapping[str, float]
+    dataset: str
+    rows: str
 
     def check_trained_on(self, dataset: Dataset, run: str) -> None:
         """Raises InputError, which begins with `run`, on a data set of another name or with other training rows."""
@@ -140,9 +145,7 @@ class Statistics:
         arrays |= {f"facts/{key}": np.asarray(value) for key, value in self.facts.items()}
         arrays |= {"normal_scores": self.normal_scores, "dataset": np.array(self.dataset)}
         arrays["rows"] = np.array(self.rows)
-        partial = workdir / ".statistics.partial.npz"
-        np.savez(partial, threshold=self.threshold, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, workdir / "statistics.npz")
+        save_npz(workdir / "statistics.npz", {**arrays, "threshold": np.array(self.threshold)})
 
     @classmethod
     def load(cls, workdir: Path) -> "Statistics":

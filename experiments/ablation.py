@@ -6,8 +6,6 @@ Each ablation changes one thing of configs/adbench.py, on five rows of the folde
 each into DIR. The labels only measure.
 """
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from configs import adbench as base
-from diffad_jax import methods
+from diffad_jax import csv_files, methods
+from diffad_jax.assembly import SAMPLERS
 from diffad_jax.data import transforms
 from diffad_jax.data.adbench import adbench
 from diffad_jax.data.dataset import evenly_spaced
 from diffad_jax.figures import MUTED, NORMAL, labelled_axes, png
 from diffad_jax.metrics import metrics
+from diffad_jax.samplers import GRIDS
 from diffad_jax.workdir import write_atomically
 from experiments import cli
 
@@ -40,7 +40,8 @@ SCORES: dict[str, Changes] = {
 ABLATIONS: dict[str, dict[str, Changes]] = {
     "time": {str(t): {"score.times": (t,)} for t in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)},
     "steps": {str(n): {"score.num_steps": n} for n in (1, 2, 4, 8, 16)},
-    "sampler": {name: {"sampler.name": name} for name in ("ddpm", "ddim", "heun", "dpm_solver_2m")},
+    "sampler": {name: {"sampler.name": name} for name in SAMPLERS},
+    "grid": {name: {"score.grid": name} for name in GRIDS},
     "draws": {str(n): {"score.num_draws": n} for n in (1, 2, 4, 8, 16)},
     # On the whole vector, since only a preconditioned network may leave out features.
     "parametrisation": {p: {"denoiser.predicts": p, "model.features": None} for p in ("eps", "x_0", "v", "edm")},
@@ -105,9 +106,7 @@ def main(_: list[str]) -> None:
     spaced = [names[i] for i in evenly_spaced(len(names), 5)]
     lines = [line for name in tqdm(names if ROWS.value else spaced, unit="set") for line in aurocs(name, ablations)]
     out.mkdir(parents=True, exist_ok=True)
-    content = io.StringIO(newline="")
-    csv.writer(content, lineterminator="\n").writerows([("ablation", "value", "dataset", "auroc"), *lines])
-    write_atomically(out / "ablation.csv", content.getvalue().encode())
+    write_atomically(out / "ablation.csv", csv_files.lines([("ablation", "value", "dataset", "auroc"), *lines]))
     for only in ablations:
         write_atomically(out / f"{only}.png", png(drawn(only, [line for line in lines if line[0] == only])))
     print(f"{out / 'ablation.csv'} and {', '.join(f'{only}.png' for only in ablations)}")

@@ -32,15 +32,14 @@ from ml_collections import ConfigDict
 
 from configs import benchmark as networks
 from diffad_jax import compiler, runs
-from diffad_jax.assembly import MODELS
-from diffad_jax.build import build
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, check_choice
 from diffad_jax.evaluation import make_levels
 from diffad_jax.loop import TrainStep, fit
 from diffad_jax.models import MLP, DiT, UNet
-from diffad_jax.models.dit import SIZES
+from diffad_jax.settings import parallel_of, scoring_of
 from diffad_jax.sharding import Parallel, made
-from diffad_jax.training import Batch, TrainState, make_dispatch
+from diffad_jax.training import Batch, Training, TrainState, make_dispatch
+from diffad_jax.workdir import save_json
 from experiments import cli, hlo
 
 CONFIG = cli.config_flag("configs/digits.py")
@@ -77,7 +76,7 @@ def in_turn(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
 def product_shape(model: Any, shape: tuple[int, ...], batch_size: int) -> tuple[int, int, int]:
     """Rows, inner and outer length of the largest kind of product of a network."""
     if isinstance(model, DiT):
-        width = model.width or SIZES[model.size][0]
+        width, *_ = model.dimensions
         return batch_size * math.prod(shape[:2]) // model.patch_size**2, width, 4 * width
     if isinstance(model, UNet):
         channels = model.channels * max(model.channel_multipliers)
@@ -89,7 +88,7 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
     """The figures of one config for data of one shape; training sees patches of them where the config says so."""
     system, init, step, training = runs.define(config, shape)
     batch_size, count = training.batch_size, training.steps_per_dispatch
-    parallel = runs.parallel_of(config, training)
+    parallel = parallel_of(config, training)
     state, key = made(init, parallel), jax.random.key(0)
     dispatch = make_dispatch(step, count, parallel.compile)
     rng = np.random.default_rng(0)
@@ -110,7 +109,7 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
         return {}
 
     params = jax.tree.map(jnp.copy, state.params)  # of which the next step takes the memory
-    model = build("model", MODELS, config.model, learned_variance=config.denoiser.get("learned_variance", False))
+    model: Any = system.model
     x, t = jnp.zeros((batch_size, *system.shape)), jnp.ones(batch_size)
     step_flops = 3 * hlo.flops(jax.make_jaxpr(model.apply)(params, x, t))
     size = rows, inner, outer = product_shape(model, system.shape, batch_size)
@@ -122,7 +121,7 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
         found = [matmul(left, right) if on_accelerator else matmul(left, right).block_until_ready() for _ in range(10)]
         return found[-1]
 
-    scoring = runs.scoring_of(config)
+    scoring = scoring_of(config)
     score = make_levels(system, params, 0, scoring.batch_size)
     unscored = rng.standard_normal((scoring.batch_size * (8 if on_accelerator else 1), *shape), np.float32)
     functions: dict[str, Callable[[], Any]] = {
@@ -178,7 +177,7 @@ def loop_figures(
     step: TrainStep,
     init: Callable[[], TrainState],
     data: np.ndarray,
-    training: runs.Training,
+    training: Training,
     parallel: Parallel,
     train: Callable[[], Any],
     seconds: float,
@@ -206,12 +205,8 @@ def loop_figures(
             init,
             data,
             workdir,
+            training._replace(num_steps=num_steps, log_every=num_steps // 5, checkpoint_every=num_steps),
             seed=0,
-            num_steps=num_steps,
-            batch_size=training.batch_size,
-            steps_per_dispatch=count,
-            log_every=num_steps // 5,
-            checkpoint_every=num_steps,
             parallel=parallel,
         )
         lines = [json.loads(line) for line in (Path(workdir) / "log.jsonl").read_text().splitlines()][2:4]
@@ -239,8 +234,7 @@ def show(title: str, figures: dict[str, Any]) -> None:
 
 def main(_: list[str]) -> None:
     if (name := FIRST_STEP.value) is not None:
-        if name not in networks.MODELS:
-            raise InputError(f"--first_step: found {name!r}, allowed are {', '.join(networks.MODELS)}")
+        check_choice("--first_step", name, networks.MODELS)
         measure(networks.get_config(name), networks.SHAPES[name])
         return
     if SUITE.value:
@@ -256,7 +250,7 @@ def main(_: list[str]) -> None:
         result = measure(CONFIG.value, tuple(cli.counts("shape", SHAPE.value)))
         show(CONFIG.value.model.name, result)
     if OUT.value:
-        Path(OUT.value).write_text(json.dumps({"command": sys.argv, **result}, indent=2) + "\n")
+        save_json(Path(OUT.value), {"command": sys.argv, **result})
 
 
 if __name__ == "__main__":

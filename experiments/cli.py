@@ -19,9 +19,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from diffad_jax import distributed
-from diffad_jax.build import nearest
 from diffad_jax.data.adbench import adbench_names
-from diffad_jax.errors import InputError, RunFailed, out_of_memory
+from diffad_jax.errors import InputError, RunFailed, check_choice, first_line, out_of_memory, suggestion
 from diffad_jax.loop import Stopped
 from diffad_jax.ranges import OPTIONAL_SECTIONS
 
@@ -61,7 +60,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         try:
             return flags.FLAGS(argv)
         except flags.UnrecognizedFlagError as error:
-            _fail(f"--{error.flagname}: no such flag; {nearest(error.flagname, _flag_names())}")
+            _fail(f"--{error.flagname}: no such flag; {suggestion(error.flagname, _flag_names())}")
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             _fail(re.sub(r"\s+", " ", str(error.args[0] if error.args else error)))
 
@@ -94,13 +93,14 @@ def run(main: Callable[[list[str]], None]) -> None:
             _leave(130)
         except Exception as error:
             if distributed.of_another(error):
-                reason = str(error).splitlines()[0]
                 _fail(
-                    f"the work with the other processes failed, most likely because one of them did ({reason})", code=1
+                    "the work with the other processes failed, most likely because one of them did "
+                    f"({first_line(error)})",
+                    code=1,
                 )
             if out_of_memory(error):
                 _fail(
-                    f"out of memory ({(str(error).splitlines() or ['MemoryError'])[0]}); less takes a smaller batch_size of "
+                    f"out of memory ({first_line(error)}); less takes a smaller batch_size of "
                     "config.training or config.scoring, more passes of config.training.accumulate, config.model.remat, or "
                     "config.mesh.fsdp on several devices",
                     code=1,
@@ -123,15 +123,14 @@ def chosen_rows(data_dir: str, rows: Sequence[str] = (), flag: str = "data_dir")
         raise InputError(f"--{flag}: {data_dir} holds no .npz file")
     for row in rows:
         if row not in set(names) | {name.split("/")[-1] for name in names}:
-            raise InputError(f"--rows: found {row!r}; {nearest(row, names)}")
+            raise InputError(f"--rows: found {row!r}; {suggestion(row, names)}")
     return [name for name in names if not rows or name in rows or name.split("/")[-1] in rows]
 
 
 def chosen(flag: str, names: Sequence[str], known: Collection[str]) -> list[str]:
     """What a flag names, each once; raises InputError where that is not known."""
     for name in names:
-        if name not in known:
-            raise InputError(f"--{flag}: found {name!r}; {nearest(name, known)}")
+        check_choice(f"--{flag}", name, known)
     return list(dict.fromkeys(names))
 
 
@@ -157,7 +156,7 @@ def _with_config(argv: list[str], flag: str, default: str | None) -> list[str]:
         return argv
     file = Path(specified.partition(":")[0])
     if not file.is_file():
-        _fail(f"--{flag}: {file} is no file; {nearest(str(file), map(str, sorted(file.parent.glob('[!_]*.py'))))}")
+        _fail(f"--{flag}: {file} is no file; {suggestion(str(file), map(str, sorted(file.parent.glob('[!_]*.py'))))}")
     try:
         config: Any = flags.FLAGS[flag].parser.parse(specified)
     except Exception as error:  # of the file's own code
@@ -171,7 +170,7 @@ def _with_config(argv: list[str], flag: str, default: str | None) -> list[str]:
             known = f"the file says nothing of it; allowed where it has config.{section} = {{}}"
             _fail(
                 f"{override}: "
-                + (known if section in OPTIONAL_SECTIONS else f"no such key; {nearest(section, sections)}")
+                + (known if section in OPTIONAL_SECTIONS else f"no such key; {suggestion(section, sections)}")
             )
         if keys and not isinstance(sections[section], ConfigDict):
             _fail(f"{override}: no such key; --{flag}.{section} has none below it")

@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 
 from diffad_jax import runs, sharding
 from diffad_jax.assembly import MODELS
-from diffad_jax.build import nearest
-from diffad_jax.errors import InputError, RunFailed
+from diffad_jax.errors import InputError, RunFailed, check_choice, first_line
+from diffad_jax.settings import fsdp_of
 from diffad_jax.training import Batch, make_dispatch
 from experiments import cli, hlo
 
@@ -73,20 +73,17 @@ def devices_of(topology: str) -> list[jax.Device]:
     if find_spec("libtpu") is None:
         raise InputError("libtpu is not installed; make an environment of its own with pip install '.[tpu]'")
     kind = topology.partition(":")[0]
-    if kind not in CHIPS:
-        raise InputError(f"--topology: found {topology!r}; {nearest(kind, CHIPS)}")
+    check_choice("--topology", kind, CHIPS)
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except Exception as error:  # libtpu raises several kinds.
-        raise InputError(
-            f"--topology: found {topology!r}, which libtpu refuses ({str(error).splitlines()[0]})"
-        ) from error
+        raise InputError(f"--topology: found {topology!r}, which libtpu refuses ({first_line(error)})") from error
 
 
 def compile_step(config: ConfigDict, shape: tuple[int, ...], devices: list[jax.Device]) -> Step:
     """Compiles the step of a config for these chips and data of a shape; raises Missing where it does not fit."""
     system, init, step, training = runs.define(config, shape)
-    mesh = sharding.data_mesh(training.batch_size, config.get("mesh", {}).get("fsdp", 1), devices)
+    mesh = sharding.data_mesh(training.batch_size, fsdp_of(config), devices)
     if mesh.size < len(devices):
         raise InputError(
             f"config.training.batch_size: found {training.batch_size}, allowed are multiples of the {len(devices)} chips"
@@ -184,7 +181,7 @@ def remedies(config: ConfigDict, chips: int) -> Iterator[tuple[str, ConfigDict]]
         changed.model.remat = "blocks"
         names.append("--config.model.remat=blocks")
         yield " ".join(names), changed
-    fsdp = config.get("mesh", {}).get("fsdp", 1)
+    fsdp = fsdp_of(config)
     for wanted in (8, chips):
         if fsdp < wanted <= chips and chips % wanted == 0:
             fsdp = wanted
@@ -207,7 +204,7 @@ def main(_: list[str]) -> None:
         raise InputError("--shape: found none, and the config has no config.data.size")
     shape = tuple(cli.counts("shape", SHAPE.value)) if SHAPE.value else (size, size, 3)
     chip = CHIPS[TOPOLOGY.value.partition(":")[0]]
-    fsdp = config.get("mesh", {}).get("fsdp", 1)
+    fsdp = fsdp_of(config)
     batch_size = config.training.batch_size
     print(
         f"{config.model.name} {config.model.get('size', '')} on {shape}, {batch_size} rows a step, {len(devices)} chips "

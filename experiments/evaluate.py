@@ -150,7 +150,7 @@ def source() -> dict[str, str]:
 def check_overwrites(directory: Path) -> None:
     """Raises InputError where results of other data than --data, of the same name, would be overwritten."""
     path = directory / f"metrics{suffix()}.json"
-    held = json.loads(path.read_text()).get("data") if path.exists() else None
+    held = workdir.read_json(path).get("data") if path.exists() else None
     if held not in (None, source()["data"]):
         raise InputError(f"{path}: holds the results of {held}; rename it, or what --data names")
 
@@ -218,11 +218,11 @@ def told_apart(results: Mapping[Path, Sequence[Result]]) -> list[Result]:
     ]
 
 
-def config_text(directories: Sequence[Path]) -> str:
-    """Lines "config.key: value", with the values of all runs where they differ."""
+def config_of(directories: Sequence[Path]) -> dict[str, str]:
+    """{"config.key": value}, with the values of all runs where they differ."""
     configs = [workdir.flatten(workdir.load_config(directory).to_dict()) for directory in directories]
     keys = dict.fromkeys(key for config in configs for key in config)
-    return "\n".join(f"{key}: {' | '.join(dict.fromkeys(str(c.get(key, '-')) for c in configs))}" for key in keys)
+    return {key: " | ".join(dict.fromkeys(str(c.get(key, "-")) for c in configs)) for key in keys}
 
 
 def main(_: list[str]) -> None:
@@ -251,7 +251,7 @@ def main(_: list[str]) -> None:
         return
     print(summary_table(results))
     title = f"diffad_jax: {root.name}"
-    report = write_report(root / f"report{suffix()}.html", title, results, config_text(directories))
+    report = write_report(root / f"report{suffix()}.html", title, results, config_of(directories))
     shown = ", ".join(str(directory / f"metrics{suffix()}.json") for directory in directories[:3])
     print(f"\nmetrics: {shown}{' ...' if len(directories) > 3 else ''}")
     print(f"report with pictures: {report.resolve()}")

@@ -19,7 +19,7 @@ from diffad_jax.data.loading import load
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_calibration, make_levels
 from diffad_jax.metrics import metrics
-from diffad_jax.runs import scoring_of
+from diffad_jax.settings import scoring_of
 from diffad_jax.workdir import Statistics, save_json
 from experiments import cli
 

@@ -28,6 +28,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.figures import png
 from diffad_jax.loop import Stopped
 from diffad_jax.metrics import metrics
+from diffad_jax.table import Key
 from diffad_jax.workdir import save_config, write_atomically
 from experiments import cli
 
@@ -42,43 +43,41 @@ CHOSEN = flags.DEFINE_list("methods", list(ALL), "Methods.")
 STEPS = flags.DEFINE_integer("steps", None, "Training steps, in place of those of the configs.", lower_bound=1)
 SEEDS = flags.DEFINE_integer("seeds", 1, "Number of seeds.", lower_bound=1)
 
-Key = tuple[str, str, str, int]
-
 
 def keys() -> list[Key]:
     """(data set, method, what is normal, seed) of every result that is asked for, small pictures first."""
     methods = cli.chosen("methods", CHOSEN.value or [""], ALL)
     folder, normal = Path(DATA_DIR.value).resolve().name, scalability.normal_name(NORMAL.value)
     sizes = sorted(set(cli.counts("resolutions", RESOLUTIONS.value)))
-    return [(f"{folder}_{r}", m, normal, s) for r in sizes for s in range(SEEDS.value) for m in methods]
+    return [Key(f"{folder}_{r}", m, normal, s) for r in sizes for s in range(SEEDS.value) for m in methods]
 
 
 def data_of(key: Key) -> dict[str, Any]:
     """config.data of a result."""
-    options = {"size": scalability.resolution(key[0]), "normal_class": tuple(NORMAL.value), "seed": key[3] + 1}
+    options = {"size": scalability.resolution(key.dataset), "normal_class": tuple(NORMAL.value), "seed": key.seed + 1}
     return {"name": "class_folders", "path": DATA_DIR.value, **options}
 
 
 def config_of(key: Key) -> ConfigDict:
     """The config of a network's result."""
-    config = scalability.scaled(NETWORKS[key[1]].value, scalability.resolution(key[0]), STEPS.value)
-    config.data, config.seed = data_of(key), key[3]
+    config = scalability.scaled(NETWORKS[key.method].value, scalability.resolution(key.dataset), STEPS.value)
+    config.data, config.seed = data_of(key), key.seed
     return config
 
 
 def workdir_of(key: Key) -> Path:
     """The work directory of a network's result."""
-    return Path(OUT.value) / "runs" / f"{key[0]}_{key[2].replace(' ', '_')}" / f"{key[1]}_{key[3]}"
+    return Path(OUT.value) / "runs" / f"{key.dataset}_{key.protocol.replace(' ', '_')}" / f"{key.method}_{key.seed}"
 
 
 def measure(key: Key) -> table.Row:
     """The row of a result: its metrics, or the cause of its failure."""
     try:
         (dataset,) = load(data_of(key))
-        if key[1] in NETWORKS:
+        if key.method in NETWORKS:
             found = scalability.detect_trained(config_of(key), dataset, workdir_of(key))
         else:
-            found = scalability.detect_classical(key[1], dataset, key[3])
+            found = scalability.detect_classical(key.method, dataset, key.seed)
         values = metrics(dataset.labels, found.scores)
     except Stopped:
         raise
@@ -100,8 +99,8 @@ def main(_: list[str]) -> None:
     load(data_of(asked[0]))
     for key in asked:
         # What cannot be, or was made with other settings, is refused before hours are spent.
-        if key[1] in NETWORKS:
-            size = scalability.resolution(key[0])
+        if key.method in NETWORKS:
+            size = scalability.resolution(key.dataset)
             runs.define(config_of(key), (size, size, 3))
             if (workdir_of(key) / "config.json").exists():
                 save_config(workdir_of(key), config_of(key))
@@ -117,7 +116,7 @@ def main(_: list[str]) -> None:
     train, test = ({str(row[count]) for row in rows if row[count]} for count in ("n_train", "n_test"))
     facts = {
         "command": shlex.join(["python", "-m", "experiments.figure1", *sys.argv[1:]]),
-        "data": f"{Path(DATA_DIR.value).name}, {asked[0][2]}, {'/'.join(train)} to train on, {'/'.join(test)} to test on",
+        "data": f"{data_dir.name}, {asked[0].protocol}, {'/'.join(train)} to train on, {'/'.join(test)} to test on",
         "device": f"{jax.devices()[0].device_kind}, JAX {jax.__version__}",
         "seeds": str(SEEDS.value),
     }

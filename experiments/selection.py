@@ -9,8 +9,6 @@ the AUROC on these. One constant changes at a time, from the plain method on (co
 until no change helps. Writes selection.csv, a line for each setting and set, and selection.md into DIR.
 """
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from diffad_jax import dte
+from diffad_jax import csv_files, dte
 from diffad_jax.data import transforms
 from diffad_jax.data.adbench import adbench
 from diffad_jax.data.dataset import Dataset
@@ -163,14 +161,13 @@ def markdown(selection: Selection, chosen: Settings) -> str:
 def write(selection: Selection, out: Path, text: str) -> None:
     """Writes selection.csv and selection.md."""
     kinds = list(dict.fromkeys(kind for one in selection.problems for kind in one.abnormal))
-    content = io.StringIO(newline="")
-    lines = csv.writer(content, lineterminator="\n")
-    lines.writerow([*Settings._fields, "dataset", *kinds])
-    for settings, measured in selection.measured.items():
-        for one, aurocs in zip(selection.problems, measured):
-            lines.writerow([*settings, one.name, *(round(aurocs[kind], 6) if kind in aurocs else "" for kind in kinds)])
+    rows = [
+        [*settings, one.name, *(round(aurocs[kind], 6) if kind in aurocs else None for kind in kinds)]
+        for settings, measured in selection.measured.items()
+        for one, aurocs in zip(selection.problems, measured)
+    ]
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "selection.csv", content.getvalue().encode())
+    write_atomically(out / "selection.csv", csv_files.lines([[*Settings._fields, "dataset", *kinds], *rows]))
     write_atomically(out / "selection.md", text.encode())
 
 

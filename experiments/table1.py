@@ -34,14 +34,14 @@ CHOSEN = flags.DEFINE_list("methods", list(METHODS), "Methods, the columns.")
 ROWS = flags.DEFINE_list("rows", [], "Data sets, the rows; all of the folder by default.")
 
 
-def measure(key: tuple[str, str, str, int], dataset: Dataset | Exception, out: Path) -> table.Row:
+def measure(key: table.Key, dataset: Dataset | Exception, out: Path) -> table.Row:
     """The row of one (dataset, method, protocol, seed): its metrics, or the cause of its failure."""
     try:
         if isinstance(dataset, Exception):
             raise dataset
-        found = detect(key[1], dataset.train, dataset.test, key[3])
+        found = detect(key.method, dataset.train, dataset.test, key.seed)
         values = metrics(dataset.labels, found.scores)
-        if key[3] == 0:
+        if key.seed == 0:
             table_report.save_curve(table_report.curve_path(out, key), dataset.labels, found.scores)
     except Exception as error:
         return table.row(key, {"error": f"{type(error).__name__}: {error}"})
@@ -59,14 +59,14 @@ def main(_: list[str]) -> None:
     names, protocol, out = cli.chosen_rows(DATA_DIR.value, ROWS.value), PROTOCOL.value, Path(OUT.value)
     data_dir = Path(DATA_DIR.value)
     results = table.results_in(out, data_dir, {name: digest(data_dir / f"{name}.npz") for name in names})
-    keys = [(name, m, protocol, seed) for name in names for seed in range(SEEDS.value) for m in methods]
+    keys = [table.Key(name, m, protocol, seed) for name in names for seed in range(SEEDS.value) for m in methods]
     pending = [key for key in keys if key not in results.done]
     loaded: dict[tuple[str, int], Dataset | Exception] = {}
     for key in tqdm(pending, total=len(keys), initial=len(keys) - len(pending), unit="result", smoothing=0):
-        if (at := (key[0], key[3])) not in loaded:
+        if (at := (key.dataset, key.seed)) not in loaded:
             loaded.clear()
             try:
-                loaded[at] = adbench(DATA_DIR.value, key[0], protocol, key[3])
+                loaded[at] = adbench(DATA_DIR.value, key.dataset, protocol, key.seed)
             except Exception as error:
                 loaded[at] = error
         results.append(measure(key, loaded[at], out))

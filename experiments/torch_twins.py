@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffad_jax.models import MLP, DiT, UNet
-from diffad_jax.models.dit import SIZES, TIME_FEATURES, sincos_positions
+from diffad_jax.models.dit import TIME_FEATURES, sincos_positions
 from diffad_jax.models.mlp import TIME_WIDTH
 
 
@@ -233,10 +233,7 @@ class TorchDiT(nn.Module):
     def __init__(self, model: DiT, shape: tuple[int, ...]) -> None:
         super().__init__()
         assert not model.learned_variance
-        width, depth, heads = (
-            default if own is None else own
-            for own, default in zip((model.width, model.depth, model.num_heads), SIZES[model.size], strict=True)
-        )
+        width, depth, heads = model.dimensions
         self.patch, self.rows, self.columns = model.patch_size, *(side // model.patch_size for side in shape[:2])
         features = shape[2] * self.patch**2
         self.x_embedder = nn.ModuleDict({"proj": nn.Linear(features, width)})

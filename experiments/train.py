@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from diffad_jax import runs
+from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.loading import load
 from diffad_jax.errors import InputError
 from diffad_jax.ranges import check_sections
@@ -26,13 +27,15 @@ def main(_: list[str]) -> None:
     check_sections(CONFIG.value, "data")
     datasets = load(CONFIG.value.data)
     # Sets that share their training normals share one model.
-    trainings = {id(dataset.train): dataset for dataset in reversed(datasets)}
+    trainings: dict[int, Dataset] = {}
+    for dataset in datasets:
+        trainings.setdefault(id(dataset.train), dataset)
     root = Path(WORKDIR.value)
     if len(trainings) > 1 and (root / "config.json").exists():
         raise InputError(f"--workdir: {root} holds one run, and the config makes {len(trainings)}; choose another")
     if len(trainings) == 1 and any(root.glob("*/config.json")):
         raise InputError(f"--workdir: {root} holds runs in its folders, and the config makes one; choose another")
-    for dataset in reversed(trainings.values()):
+    for dataset in trainings.values():
         runs.train(CONFIG.value, dataset, root if len(trainings) == 1 else root / dataset.name)
 
 

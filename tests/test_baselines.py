@@ -9,7 +9,8 @@ from sklearn.preprocessing import StandardScaler
 
 from diffad_jax import baselines
 from diffad_jax.baselines import BASELINES, fit_score
-from diffad_jax.data import Dataset, digits
+from diffad_jax.data.dataset import Dataset
+from diffad_jax.data.digits import digits
 from diffad_jax.errors import InputError
 from diffad_jax.metrics import metrics
 
@@ -85,7 +86,7 @@ def test_large_training_sets_are_thinned_for_ocsvm_by_seed(monkeypatch: pytest.M
 
 
 def test_bad_input_is_refused(zeros: Dataset) -> None:
-    with pytest.raises(InputError, match="found 'lof', allowed are iforest, ocsvm, copod, knn, knn_raw, mahalanobis"):
+    with pytest.raises(InputError, match="found 'lof'; allowed are iforest, ocsvm, copod, knn, knn_raw, mahalanobis"):
         fit_score("lof", zeros.train, zeros.test)
     with pytest.raises(InputError, match=r"allowed are numbers \[n, 8, 8, 1\]"):
         fit_score("knn", zeros.train, zeros.test[:, 1:])

@@ -89,7 +89,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         first,
         first._replace(name="vectors", pictures=None, groups=None, pixel=None),
     ]
-    config = "config.data.path: " + "/long" * 60
+    config = {"config.data.path": "/long" * 60}
     return write_report(tmp_path_factory.mktemp("browser") / "report.html", "Two settings", results, config)
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +24,8 @@ from tiny import get_config
 
 import experiments
 from diffad_jax import detector, runs
-from diffad_jax.data import digits
 from diffad_jax.data.dataset import Dataset
+from diffad_jax.data.digits import digits
 from diffad_jax.errors import InputError
 from diffad_jax.workdir import Statistics
 
@@ -162,7 +163,7 @@ def test_a_folder_of_sets_gives_a_run_each_and_their_mean(tmp_path: Path) -> Non
     # That the last of the runs has learnt other columns is told before the first is scored.
     shutil.copytree(workdir / "near", workdir / "odd")
     statistics = Statistics.load(workdir / "odd")
-    statistics.transform = statistics.transform._replace(shape=(4,))
+    statistics = replace(statistics, transform=statistics.transform._replace(shape=(4,)))
     statistics.save(workdir / "odd")
     before = contents(workdir)
     np.savez(tmp_path / "more.npz", X=x, y=np.repeat([0, 1], [60, 20]))
@@ -339,8 +340,13 @@ def test_train_refuses(problem: str, tiny: str, tmp_path: Path) -> None:
 def test_train_refuses_configs_that_it_cannot_read(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert_refused(train(run, "--config", DIGITS.replace("digits", "digit")), "configs/digit.py", repr(DIGITS))
-    assert_refused(train(run, f"--config={DIGITS}:x"), f"{DIGITS}:x", "'x'")
-    assert_refused(train(run, "--config", DIGITS, "--config.data.anomalous_class=12"), "anomalous_class", "12", "0..9")
+    large = DIGITS.replace("digits", "imagenet224_dit")
+    assert_refused(train(run, f"--config={large}:XL"), f"{large}:XL", "found 'XL', allowed are S/16")
+    assert_refused(train(run, f"--config={DIGITS}:x"), "anomalous_class: found 'x'; allowed are 0, 1")
+    assert_refused(
+        train(run, "--config", DIGITS, "--config.data.anomalous_class=12"),
+        "anomalous_class: found '12'; did you mean '2'?",
+    )
     assert_refused(train(run), "--config")
     assert_refused(command("experiments.train", "--config", DIGITS, output=tmp_path), "--workdir")
     (tmp_path / "empty").mkdir()

@@ -14,7 +14,7 @@ import pytest
 import tiny
 from processes import command, with_devices
 
-from diffad_jax import runs, sharding
+from diffad_jax import runs, settings, sharding
 from diffad_jax.training import Batch, make_dispatch
 from experiments import hlo
 
@@ -146,7 +146,7 @@ def communication() -> tuple[float, dict[str, Any]]:
     config.model = {"name": "DiT", "width": 64, "depth": 3, "num_heads": 2, "patch_size": 2}
     config.training.batch_size = 512
     _, init, step, training = runs.define(config, (8, 8, 1))
-    parallel = runs.parallel_of(config, training)
+    parallel = settings.parallel_of(config, training)
     state = parallel.put_state(init())
     rows = np.zeros((1, 512, 8, 8, 1), np.float32)
     batch = parallel.put_batches(Batch(rows, np.arange(512)[None]))  # type: ignore[arg-type]

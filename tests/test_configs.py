@@ -7,8 +7,9 @@ import jax
 import pytest
 
 from configs import benchmark, digits
-from diffad_jax import runs
+from diffad_jax import runs, settings
 from diffad_jax.data.loading import load
+from diffad_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 # With an underscore begins what configs share, without a network.
@@ -26,14 +27,15 @@ def test_a_config_is_taken(name: str) -> None:
     config = importlib.import_module(f"configs.{name}").get_config()
     shape = SHAPES.get(name) or (config.data.size, config.data.size, 3)
     system, init, _, training = runs.define(config, shape)
-    runs.parallel_of(config, training)
-    runs.pipeline_of(config, shape)
-    runs.check(system, jax.eval_shape(init).params, shape, runs.scoring_of(config).combination)
+    settings.parallel_of(config, training)
+    settings.pipeline_of(config, shape)
+    runs.check(system, jax.eval_shape(init).params, shape, settings.scoring_of(config).combination)
 
 
 def test_digits_may_miss_several_classes() -> None:
-    named = digits.get_config("3,4").data
-    assert load(named)[0].name == "digits_anomalous_34" and digits.get_config("3").data.anomalous_class == 3
+    assert load(digits.get_config("3,4").data)[0].name == "digits_anomalous_34"
+    with pytest.raises(InputError, match="anomalous_class: found 'x'; allowed are 0, 1"):
+        load(digits.get_config("x").data)
 
 
 @pytest.mark.parametrize("name", benchmark.MODELS)

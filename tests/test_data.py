@@ -15,21 +15,12 @@ from sklearn.covariance import oas
 from sklearn.preprocessing import StandardScaler
 
 from diffad_jax import methods
-from diffad_jax.data import (
-    adbench,
-    adbench_names,
-    dataset,
-    digits,
-    labelled,
-    mnist_c,
-    npz,
-    one_class_split,
-    pictures,
-    transforms,
-)
-from diffad_jax.data.dataset import Chosen, Rows, fingerprint
+from diffad_jax.data import dataset, npz, transforms
+from diffad_jax.data.adbench import adbench, adbench_names
+from diffad_jax.data.dataset import Chosen, Rows, fingerprint, one_class_split
+from diffad_jax.data.digits import digits
 from diffad_jax.data.npz import read_npz
-from diffad_jax.data.raw import unlabelled
+from diffad_jax.data.raw import labelled, mnist_c, pictures, unlabelled
 from diffad_jax.errors import InputError
 
 

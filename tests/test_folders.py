@@ -11,8 +11,8 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from diffad_jax.data import class_folders, labelled_folder, mvtec, npz_classes, npz_classes_each, picture_folder
 from diffad_jax.data.dataset import Dataset, class_setting, select_classes
+from diffad_jax.data.folders import class_folders, labelled_folder, mvtec, npz_classes, npz_classes_each, picture_folder
 from diffad_jax.data.loading import load
 from diffad_jax.data.pictures import MaskFiles, PictureFiles, read_mask, read_picture, readable
 from diffad_jax.errors import InputError

@@ -12,11 +12,13 @@ ROOT = Path(diffad_jax.__file__).parent
 ORDER = [
     *[
         {"errors", "compiler"},
+        {"csv_files"},
         {"build", "distributed"},
         {"ranges"},
         {"process", "noise"},
         {"parametrisation"},
         {"losses"},
+        {"objectives"},
         {"samplers"},
     ],
     *[{"scores"}, {"calibration", "patches"}, {"memory"}, {"dte"}, {"nearness"}, {"models"}, {"training"}, {"data"}],
@@ -26,6 +28,7 @@ ORDER = [
         {"assembly"},
         {"loop"},
         {"evaluation"},
+        {"settings"},
         {"workdir"},
         {"report", "runs"},
         {"detector"},
@@ -39,6 +42,7 @@ MATHEMATICS = [
     "noise",
     "parametrisation",
     "losses",
+    "objectives",
     "samplers",
     "scores",
     "calibration",
@@ -84,6 +88,11 @@ def test_mathematics_knows_neither_flax_nor_configs(module: str) -> None:
     names = set(imports((ROOT / f"{module}.py").read_text()))
     assert not {name.split(".")[0] for name in names} & {"flax", "ml_collections"}
     assert "build" not in imported_modules((ROOT / f"{module}.py").read_text())
+
+
+def test_configs_know_nothing_of_the_package() -> None:
+    for path in (ROOT.parent / "configs").glob("*.py"):
+        assert not imported_modules(path.read_text()), path.name
 
 
 def test_the_reading_of_imports() -> None:

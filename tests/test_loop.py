@@ -29,7 +29,7 @@ from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.logs import Log
 from diffad_jax.loop import Diverged, Fitted, Stopped, TrainStep, fit
 from diffad_jax.noise import gaussian
-from diffad_jax.training import Batch, Params, TrainState, init_state, make_train_step
+from diffad_jax.training import Batch, Params, Training, TrainState, init_state, make_train_step
 
 B, D = 8, 4
 DATA = np.random.default_rng(0).normal(size=(30, D)).astype(np.float32)
@@ -59,8 +59,9 @@ def fitted(
     init: Callable[[], TrainState] = start,
     **options: Any,
 ) -> Fitted:
-    settings = {"seed": 3, "batch_size": B, "log_every": 5, "checkpoint_every": 10}
-    return fit(train_step, init, train, workdir, num_steps=num_steps, **settings, **options)
+    taken = {key: options.pop(key) for key in options.keys() & set(Training._fields)}
+    settings = Training(**{"num_steps": num_steps, "batch_size": B, "log_every": 5, "checkpoint_every": 10} | taken)
+    return fit(train_step, init, train, workdir, settings, seed=3, **options)
 
 
 def calling(function: Callable[[int], object]) -> TrainStep:

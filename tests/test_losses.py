@@ -15,7 +15,7 @@ from jax import Array
 from ml_collections import config_dict
 from numpy.testing import assert_allclose
 
-from diffad_jax import assembly, losses
+from diffad_jax import assembly, losses, objectives
 from diffad_jax.errors import InputError
 from diffad_jax.parametrisation import Prediction, make_denoise
 from diffad_jax.process import Process, chain, diffuse, linear_betas
@@ -146,7 +146,7 @@ def trained_times(**options: object) -> np.ndarray:
         return Prediction(x_t, x_t, None)
 
     process, x_0 = PROCESSES["log_linear"], jnp.zeros((10_000, 1))
-    assembly.weighted_loss(process, 1.0, **options)(denoise, x_0, (jnp.arange(10_000) + 0.5) / 10_000, x_0)  # type: ignore[arg-type]
+    objectives.weighted(process, 1.0, **options)(denoise, x_0, (jnp.arange(10_000) + 0.5) / 10_000, x_0)  # type: ignore[arg-type]
     return asked[0]
 
 
@@ -174,11 +174,11 @@ def test_a_focus_may_reach_the_ends_of_time(ends: tuple[float, float], share: fl
 @pytest.mark.parametrize("focus", [(0.5, 0.5), (0.6, 0.4), (0.5,), (0.1, 0.2, 0.3)])
 def test_a_focus_is_two_ascending_times(focus: tuple[float, ...]) -> None:
     with pytest.raises(InputError, match="config.loss.focus: found .* allowed are two ascending times"):
-        assembly.weighted_loss(PROCESSES["log_linear"], 1.0, focus=focus)
+        objectives.weighted(PROCESSES["log_linear"], 1.0, focus=focus)
 
 
 def test_bad_weighting_raises() -> None:
-    with pytest.raises(InputError, match="weighting='snr': allowed are eps, x_0, v, edm, min_snr"):
+    with pytest.raises(InputError, match="weighting: found 'snr'; .*allowed are eps, x_0, v, edm, min_snr"):
         losses.weight(PROCESSES["linear"], jnp.ones(()), "snr")
 
 

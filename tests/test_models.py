@@ -233,10 +233,10 @@ def test_unet_takes_common_picture_sizes(size: int) -> None:
         (UNet(32, (1, 2, 2)), (1, 30, 28, 1), "x_t: .*multiples of 4"),
         (UNet(32).copy(resample="bilinear"), (1, 8, 8, 1), "resample: found 'bilinear'"),
         (UNet(32, (1, 2), num_heads=3), (1, 8, 8, 1), "num_heads=3"),
-        (DiT("M"), (1, 8, 8, 1), "size: found 'M', allowed are S, B, L, XL"),
+        (DiT("M"), (1, 8, 8, 1), "size: found 'M'; allowed are S, B, L, XL"),
         (DiT(patch_size=3), (1, 8, 8, 1), "multiples of patch_size=3"),
         (DiT(width=30, num_heads=2), (1, 8, 8, 1), "width: found 30"),
-        (DiT(remat="all"), (1, 8, 8, 1), "remat: found 'all', allowed are none, blocks, dots"),
+        (DiT(remat="all"), (1, 8, 8, 1), "remat: found 'all'; allowed are none, blocks, dots"),
         (MLP(), (1, 8, 8, 1), "x_t: found shape"),
     ],
 )

@@ -106,9 +106,9 @@ def test_fixed_variances(name: str) -> None:
 
 def test_bad_names_raise() -> None:
     p, prediction = PROCESSES["linear"], Prediction(X_0, EPS)
-    with pytest.raises(InputError, match=r"predicts='score': allowed are eps, x_0, v, edm"):
+    with pytest.raises(InputError, match=r"predicts: found 'score'; allowed are eps, x_0, v, edm"):
         make_denoise(p, lambda x, t: x, "score")
-    with pytest.raises(InputError, match=r"variance='fixed': allowed are small, large, learned"):
+    with pytest.raises(InputError, match=r"variance: found 'fixed'; allowed are small, large, learned"):
         reverse_log_variance(p, prediction, S, T, "fixed")
     with pytest.raises(InputError, match="learned_variance=True"):
         reverse_log_variance(p, prediction, S, T, "learned")

@@ -13,7 +13,7 @@ import tiny
 from jax import Array
 from PIL import Image
 
-from diffad_jax import detector, runs
+from diffad_jax import detector, runs, settings
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.pipeline import Batches, Pipeline, batch_rows, read_ahead
@@ -107,7 +107,7 @@ def test_the_stream_reads_on_wherever_it_stopped(jpegs: Jpegs, workers: int) -> 
 @pytest.mark.parametrize("flip", [False, True])
 def test_processes_share_each_batch(flip: bool) -> None:
     whole = Batches(PICTURES, 0, 12, 0, 5, 2, flip)
-    shares = [read(replace(whole, process_index=i, process_count=3)) for i in range(3)]
+    shares = [read(replace(whole, own=slice(i, i + 4))) for i in (0, 4, 8)]
     for item, *parts in zip(read(whole), *shares, strict=True):
         assert [part.shape[1] for part in parts] == [4, 4, 4]
         np.testing.assert_array_equal(np.concatenate(parts, axis=1), item)
@@ -232,10 +232,15 @@ def test_the_held_out_loss_is_a_mean_over_whole_batches_with_the_same_noise_each
 @pytest.mark.parametrize(
     ("training", "words"),
     [
-        ({"keep": "bset"}, "config.training.keep: found 'bset', allowed are 'last' and 'best'"),
+        ({"keep": "bset"}, "config.training.keep: found 'bset'; did you mean 'best'. allowed are last, best"),
         ({"keep": "best"}, "config.training.keep: 'best' needs config.training.validation_rows"),
+        ({"validation_rows": 0.05}, "config.training.validation_rows: found 0.05, which is 1 of 29 rows"),
+        (
+            {"validation_rows": 0.01, "keep": "best"},
+            "config.training.validation_rows: found 0.01, which is 0 of 29 rows",
+        ),
         ({"validation_rows": -1}, "config.training.validation_rows: found -1, allowed are numbers from 0"),
-        ({"validation_rows": 15}, "config.training.validation_rows: found 15, allowed is up to half of the 29 rows"),
+        ({"validation_rows": 15}, "config.training.validation_rows: found 15, which is 15 of 29 rows; allowed are 0"),
     ],
 )
 def test_held_out_rows_that_are_refused(jpegs: Jpegs, tmp_path: Path, training: dict[str, object], words: str) -> None:
@@ -278,7 +283,7 @@ def test_pipelines_that_are_refused(pipeline: dict[str, object], words: str) -> 
     config = tiny.get_config()
     config.pipeline = pipeline
     with pytest.raises(InputError, match=words):
-        runs.pipeline_of(config, (5,))
+        settings.pipeline_of(config, (5,))
 
 
 # --- crops ------------------------------------------------------------------------------------------------------------
@@ -306,7 +311,7 @@ def test_crops_are_squares_of_the_pictures_drawn_anew_each_step() -> None:
             }
     assert len(both) == 4
     # The shares of two processes are the parts of the whole.
-    halves = [Batches(PICTURES, 0, 8, 0, 6, crop=5, process_index=i, process_count=2)[3] for i in range(2)]
+    halves = [Batches(PICTURES, 0, 8, 0, 6, crop=5, own=own)[3] for own in (slice(4), slice(4, 8))]
     np.testing.assert_array_equal(np.concatenate(halves, axis=1), batches[3])
 
 

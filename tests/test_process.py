@@ -1,11 +1,14 @@
 """The forward process against products, compositions and Bayes' rule worked out by other means."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from analytic import PROCESSES, amplitudes
+from jax import Array
 from numpy.testing import assert_allclose, assert_array_equal
 
 from diffad_jax import noise, process
@@ -103,6 +106,24 @@ def test_a_chain_that_leaves_nothing_of_the_datum_is_refused() -> None:
         process.linear(1000, 1e-4, 0.2)
     p = process.linear(1000, 1e-4, 0.149)
     assert p.alpha(1.0) > 0 and np.isfinite(p.log_snr(1.0))
+
+
+@pytest.mark.parametrize(
+    ("log_snr", "words"),
+    [
+        (lambda t: 5 - 10 * t, "log_snr is 5 at t = 0, allowed is inf"),
+        (lambda t: -2 * jnp.log(jnp.tan(jnp.pi / 2 * t)), "log_snr is -12.* at t = 0.999 and nan at 1;"),
+        (lambda t: 1 / t + 20 * jnp.maximum(t - 0.5, 0), "allowed are finite values that fall with t"),
+    ],
+)
+def test_processes_that_are_refused(log_snr: Callable[[Array], Array], words: str) -> None:
+    with pytest.raises(InputError, match=f"config.process: .*{words}"):
+        process.check_process(process.Process(log_snr))
+
+
+@every_process
+def test_every_process_is_taken(name: str) -> None:
+    process.check_process(PROCESSES[name])
 
 
 @every_process

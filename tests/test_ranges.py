@@ -4,15 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from diffad_jax import assembly, runs, training, workdir
+from diffad_jax import assembly, runs, settings, training, workdir
 from diffad_jax.calibration import calibrate
 from diffad_jax.data import transforms
 from diffad_jax.data.loading import load
+from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.process import log_linear
 from diffad_jax.ranges import RANGES
@@ -98,19 +102,54 @@ def test_a_memory_of_too_few_normals_is_refused_before_training(tmp_path: Path) 
 
 def test_ranges_name_settings_that_there_are() -> None:
     takers = [*assembly.PROCESSES.values(), *assembly.MODELS.values(), *assembly.DECODERS.values()]
-    takers += [*assembly.SAMPLERS.values(), assembly.weighted_loss, assembly.hybrid_loss]
-    takers += [*assembly.SCORES.values(), training.make_optimizer, runs.Training, runs.Scoring, runs.Pipeline]
-    settings = {name for taker in takers for name in taker.__annotations__} | {"seed", "sigma_data", "clip"}
-    assert {path.rpartition(".")[2] for path in RANGES} <= settings
+    takers += [*assembly.SAMPLERS.values(), *assembly.OBJECTIVES.values(), *assembly.SCORES.values()]
+    takers += [training.make_optimizer, training.Training, settings.Scoring, settings.MeshSize, Pipeline]
+    names = {name for taker in takers for name in taker.__annotations__} | {"seed", "sigma_data", "clip"}
+    assert {path.rpartition(".")[2] for path in RANGES} <= names
+
+
+def refused(system: assembly.System, combination: str = "standardised_mean") -> None:
+    params = jax.eval_shape(system.init, jax.random.key(0))
+    runs.check(system, params, system.shape, combination)
 
 
 def test_what_takes_logarithms_is_refused_with_a_score_that_may_be_negative() -> None:
     config = tiny.get_config("vectors")
     config.score = {"name": "bound"}
-    assert runs.scoring_of(config).combination == "standardised_mean"
-    config.scoring.combination = "fisher"
+    system = assembly.assemble(config, (5,))
+    refused(system)
     with pytest.raises(InputError, match="config.scoring.combination: found 'fisher', .* is 'standardised_mean'"):
-        runs.scoring_of(config)
+        refused(system, "fisher")
+
+
+class Odd(nn.Module):
+    """A network that breaks one rule: another shape, variables besides parameters, or no learned variance."""
+
+    flaw: str = "shape"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
+        if self.flaw == "variables":
+            self.variable("batch_stats", "mean", jnp.zeros, 1)
+        return nn.Dense(1 if self.flaw == "shape" else x.shape[-1])(x)
+
+
+@pytest.mark.parametrize(
+    ("flaw", "learned_variance", "words"),
+    [
+        ("shape", False, r"network: gives \(1, 1\) for x_t of \(1, 5\), needed is \(1, 5\)"),
+        ("variables", False, "config.model: Odd has batch_stats, allowed are params alone"),
+        ("none", True, "config.denoiser.learned_variance: found True, but Odd has no such output"),
+    ],
+)
+def test_networks_that_break_the_rules_are_refused(
+    monkeypatch: pytest.MonkeyPatch, flaw: str, learned_variance: bool, words: str
+) -> None:
+    monkeypatch.setitem(assembly.MODELS, "Odd", Odd)
+    config = tiny.get_config("vectors")
+    config.model, config.denoiser.learned_variance = {"name": "Odd", "flaw": flaw}, learned_variance
+    with pytest.raises(InputError, match=words):
+        refused(assembly.assemble(config, (5,)))
 
 
 def test_noise_rises() -> None:

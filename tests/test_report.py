@@ -79,7 +79,7 @@ def pixels(content: bytes) -> np.ndarray:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_one_setting_says_what_the_scores_say_and_needs_nothing_from_outside(tmp_path: Path, channels: int):
     result = setting(0, HOSTILE, channels)
-    config = f"model: unet\n  depth: 3\nname: {HOSTILE}"
+    config = {"model": "unet", "depth": "3", "name": HOSTILE}
     path = write_report(tmp_path / "new" / "report.html", HOSTILE, [result], config)
     text = path.read_text(encoding="utf-8")
     page = Page(text)
@@ -88,7 +88,7 @@ def test_one_setting_says_what_the_scores_say_and_needs_nothing_from_outside(tmp
     for method, scores in result.scores.items():
         assert rows[method][1].startswith(f"{100 * roc_auc_score(result.labels, scores):.2f} ")
         assert rows[method][2].startswith(f"{100 * average_precision_score(result.labels, scores):.2f} ")
-    assert rows["  depth"][1] == "3" and rows["name"][1] == HOSTILE and "not 0" in page.text
+    assert rows["depth"][1] == "3" and rows["name"][1] == HOSTILE and "not 0" in page.text
     found = np.mean(result.scores["distance to mean"][result.labels == 1] > result.threshold)
     assert f"{100 * found:.1f} % of the anomalies" in page.text.replace("\n", " ")
     intervals = bootstrap_intervals(result.labels, result.scores["ink"], seed=0).values()
@@ -153,7 +153,7 @@ def test_defects_and_pixels_have_their_tables(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(figures, "png", lambda figure: b"\x89PNG")
     groups = np.where(DIGITS.target == 0, np.array(["<b>oval</b>", "ring"])[np.arange(len(DIGITS.target)) % 2], "good")
     result = setting(0, "zero")._replace(groups=groups, pixel={"pixel_auroc": 0.91234, "aupro": 0.5})
-    page = Page(write_report(tmp_path / "report.html", "digits", [result], "").read_text(encoding="utf-8"))
+    page = Page(write_report(tmp_path / "report.html", "digits", [result], {}).read_text(encoding="utf-8"))
     rows = {row[0]: row for row in page.rows if row[0] in groups}
     assert list(rows) == ["<b>oval</b>", "ring"]
     for column, scores in enumerate(result.scores.values()):
@@ -165,7 +165,7 @@ def test_defects_and_pixels_have_their_tables(tmp_path: Path, monkeypatch: pytes
     assert summary_table([result]).splitlines()[-1].split() == ["zero", "91.23", "50.00"]
 
     other = result._replace(name="other", groups=None, pixel={"pixel_auroc": 0.7, "aupro": 0.1})
-    page = Page(write_report(tmp_path / "both.html", "digits", [result, other], "").read_text(encoding="utf-8"))
+    page = Page(write_report(tmp_path / "both.html", "digits", [result, other], {}).read_text(encoding="utf-8"))
     assert ["mean", "80.62", "30.00"] in page.rows and ["other", "70.00", "10.00"] in page.rows
     assert summary_table([result, other]).splitlines()[-1].split() == ["mean", "80.62", "30.00"]
     for wrong, said in [
@@ -173,7 +173,7 @@ def test_defects_and_pixels_have_their_tables(tmp_path: Path, monkeypatch: pytes
         (result._replace(pixel={"aupro": 0.5}), r"found pixel \['aupro'\]"),
     ]:
         with pytest.raises(InputError, match=said):
-            write_report(tmp_path / "wrong.html", "digits", [wrong], "")
+            write_report(tmp_path / "wrong.html", "digits", [wrong], {})
     assert not list(tmp_path.glob("wrong*"))
 
 
@@ -192,7 +192,7 @@ def test_ten_settings_have_the_mean_over_settings(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(figures, "png", lambda figure: b"\x89PNG")
     intervals = dict.fromkeys(report.METRICS, (0.0, 1.0))
     monkeypatch.setattr(report, "bootstrap_intervals", lambda labels, scores, seed: intervals)
-    page = Page(write_report(tmp_path / "report.html", "digits", results, "").read_text(encoding="utf-8"))
+    page = Page(write_report(tmp_path / "report.html", "digits", results, {}).read_text(encoding="utf-8"))
     assert [row[1:] for row in page.rows if row[0] == "mean"] == mean
     targets = {attrs["href"] for tag, attrs in page.tags if tag == "a"}
     assert targets == {f"#{attrs['id']}" for _, attrs in page.tags if "id" in attrs} and len(targets) == 10
@@ -206,7 +206,7 @@ def test_ten_settings_have_the_mean_over_settings(tmp_path: Path, monkeypatch: p
 def test_a_failure_leaves_the_old_report_and_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     result = setting(0, "digit 0")
     monkeypatch.setattr(figures, "png", lambda figure: b"\x89PNG")
-    path = write_report(tmp_path / "report.html", "old", [result], "")
+    path = write_report(tmp_path / "report.html", "old", [result], {})
     old = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
     def full_disk(self: Path, content: bytes) -> int:
@@ -217,7 +217,7 @@ def test_a_failure_leaves_the_old_report_and_no_half_file(tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full_disk)
         with pytest.raises(OSError, match="no space"):
-            report.write_report(path, "new", [result], "")
+            report.write_report(path, "new", [result], {})
     bad = Pictures(*(np.zeros((2, 8, 8, 2)),) * 3, np.zeros((2, 8, 8)), np.zeros(2), np.zeros(2))
     misplaced = setting(0, "digit 0", 1).pictures._replace(masks=np.zeros((2, 8, 8), bool))
     nan = {"diffusion": np.where(result.labels == 1, np.nan, 0.0)}
@@ -230,7 +230,7 @@ def test_a_failure_leaves_the_old_report_and_no_half_file(tmp_path: Path, monkey
         ([], "at least one"),
     ]:
         with pytest.raises(InputError, match=said):
-            write_report(path, "new", wrong, "")
+            write_report(path, "new", wrong, {})
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == old
 
 

@@ -331,7 +331,7 @@ def test_what_is_refused(workdir: Path, photos: Path, done: tuple[Path, Finished
     Statistics.load(workdir).save(tmp_path / "other")
     assert score(tmp_path / "other", photos, out).code == 0, "the same run elsewhere"
     statistics = Statistics.load(workdir)
-    statistics.normal_scores += 1
+    statistics = replace(statistics, normal_scores=statistics.normal_scores + 1)
     statistics.save(tmp_path / "other")
     assert_refused(score(tmp_path / "other", photos, out), "run.json", "scores.sha256")
     assert_refused(score(workdir, photos, photos / "out"), "lies in the folder of pictures")
@@ -354,7 +354,7 @@ def test_runs_that_have_learnt_something_else_are_refused(workdir: Path, photos:
         system = trained.system._replace(score=blind)
         score_folder(replace(trained, system=system), photos, [photos / "0.png"], tmp_path, heat_maps=True)
     statistics = Statistics.load(workdir)
-    statistics.transform = statistics.transform._replace(shape=(5,))
+    statistics = replace(statistics, transform=statistics.transform._replace(shape=(5,)))
     with pytest.raises(InputError, match="shape \\(5,\\)"):
         score_folder(replace(trained, statistics=statistics), photos, [photos / "0.png"], tmp_path)
     with pytest.raises(InputError, match="data is a list, allowed are NumPy arrays"):

@@ -76,6 +76,17 @@ def test_a_reconstruction_goes_back_in_even_steps() -> None:
     assert_allclose(x - x_t, 4 * 0.1**2, rtol=1e-4)
 
 
+def test_a_reconstruction_goes_back_along_the_grid_that_is_asked_for() -> None:
+    """The squares of the steps of 0.4 (k / 4)^2, from a sampler that adds those up."""
+    p, x_0 = PROCESSES["cosine"], np.zeros((1, 3), np.float32)
+    sampler = Sampler(lambda denoise, x, t, s, key, memory: (x + (t - s) ** 2, memory))
+    arguments = (p, sampler, gaussian_denoise(p, MEAN, DEVIATION), x_0, jnp.float32(0.4), 4, KEY)
+    x_t, x = scores.reconstruct(*arguments, "quadratic")
+    assert_allclose(x - x_t, (np.diff(0.4 * (np.arange(5) / 4) ** 2) ** 2).sum(), rtol=1e-4)
+    with pytest.raises(InputError, match="grid: found 'even'; allowed are uniform, quadratic, karras"):
+        scores.reconstruction(p, sampler, grid="even")
+
+
 def test_encode_decode_returns_gaussian_data() -> None:
     p, x_0 = PROCESSES["cosine"], np.array([[0.7, -2.0, 0.0], [0.0, 1.0, 1.5]], np.float32)
     denoise = gaussian_denoise(p, MEAN, DEVIATION)
@@ -241,5 +252,5 @@ def test_distances() -> None:
         assert_allclose(scores.l1(u, v), np.abs(u - v).mean(axis=-1), rtol=1e-5)
     with pytest.raises(InputError, match=r"distance 'ssim' needs pictures"):
         scores.ssim(x[:, 0, 0], y[:, 0, 0])
-    with pytest.raises(InputError, match=r"distance='psnr': allowed are l2, l1, ssim"):
+    with pytest.raises(InputError, match=r"distance: found 'psnr'; allowed are l2, l1, ssim"):
         scores.one_step(PROCESSES["linear"], distance="psnr")

@@ -17,14 +17,17 @@ from processes import with_devices
 
 from diffad_jax import sharding
 from diffad_jax.assembly import System, assemble
-from diffad_jax.data import digits, transforms
+from diffad_jax.data import transforms
+from diffad_jax.data.digits import digits
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_judge
 from diffad_jax.models.attention import attention
-from diffad_jax.runs import Training, define, parallel_of
+from diffad_jax.ranges import check_ranges
+from diffad_jax.runs import define
+from diffad_jax.settings import parallel_of
 from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, made, mean_over_devices, on, shard, split
-from diffad_jax.training import Batch, Params, TrainState, init_state, make_dispatch, make_train_step
+from diffad_jax.training import Batch, Params, Training, TrainState, init_state, make_dispatch, make_train_step
 from diffad_jax.workdir import Statistics
 
 B, D, STEPS = 16, 6, 20
@@ -168,9 +171,9 @@ def test_batches_are_split_over_all_devices_and_large_arrays_over_fsdp() -> None
 @pytest.mark.parametrize(
     ("parallel", "mesh", "accumulate", "words"),
     [
-        ("xmap", {}, 1, "config.parallel: found 'xmap', allowed are 'jit' and 'pmap'"),
-        ("jit", {"fsdp": 0}, 1, "config.mesh: found {'fsdp': 0}"),
-        ("jit", {"model": 2}, 1, "config.mesh: found {'model': 2}"),
+        ("xmap", {}, 1, "config.parallel: found 'xmap'; did you mean 'pmap'? allowed are jit, pmap"),
+        ("jit", {"fsdp": 0}, 1, "config.mesh.fsdp: found 0, allowed are numbers from 1"),
+        ("jit", {"model": 2}, 1, "config.mesh.model: MeshSize takes no such argument; allowed are fsdp"),
         ("jit", {"fsdp": 1024}, 1, "config.mesh.fsdp: found 1024, allowed are divisors of the"),
         ("pmap", {"fsdp": 2}, 1, "config.mesh.fsdp: found 2, allowed with config.parallel 'pmap' is 1"),
         ("pmap", {}, 32, "config.training.accumulate: found 32"),
@@ -179,6 +182,7 @@ def test_batches_are_split_over_all_devices_and_large_arrays_over_fsdp() -> None
 def test_what_does_not_fit_is_refused(parallel: str, mesh: dict[str, int], accumulate: int, words: str) -> None:
     config = ConfigDict({"parallel": parallel, "mesh": mesh})
     with pytest.raises(InputError, match=re.escape(words)):
+        check_ranges(config)
         parallel_of(config, Training(num_steps=1, batch_size=16, accumulate=accumulate))
 
 

@@ -114,7 +114,7 @@ def test_flags_that_name_nothing_are_refused(folder: Path, tmp_path: Path) -> No
         assert done.code == 2 and said in done.err and not (tmp_path / "out").exists()
 
 
-KEYS = [("set", "ours", "clean", 0), ("set", "knn", "clean", 0), ("set, too", "ours", "clean", 1)]
+KEYS = [table.Key(*key, "clean", 0) for key in (("set", "ours"), ("set", "knn"), ("set, too", "ours"))]
 VALUES = {"auroc": 0.7512345678, "aupr": 0.5, "f1": 0.4, "fpr95": 1.0, "n_train": 9, "n_test": 12}
 SECONDS = {"seconds_train": 1.23456, "seconds_score": 0.0}
 
@@ -148,7 +148,7 @@ def test_failures_are_kept_on_one_line_and_tried_again(tmp_path: Path) -> None:
 def test_means_are_over_seeds_and_over_sets_that_all_methods_scored() -> None:
     figures = {("a", "knn"): [0.5, 0.7], ("a", "ours"): [0.8, 0.8], ("b", "ours"): [0.9]}
     rows = [
-        table.row((dataset, method, "clean", seed), VALUES | {"auroc": value})
+        table.row(table.Key(dataset, method, "clean", seed), VALUES | {"auroc": value})
         for (dataset, method), values in figures.items()
         for seed, value in enumerate(values)
     ]
@@ -180,7 +180,9 @@ def test_printed_figures_stand_beside_resnet_rows_only() -> None:
     assert len(table.printed()) == 28 and table.printed()["CIFAR10_4"]["DDPM"] == 77.42
     assert table.printed_row("CV_by_ResNet18/CIFAR10_4") == table.printed_row("CIFAR10_4") == "CIFAR10_4"
     assert table.printed_row("CV_by_ViT/CIFAR10_4") is table.printed_row("CIFAR10_0") is None
-    rows = [table.row((name, "dte_c", "paper", 0), VALUES | {"auroc": 0.5}) for name in ("CIFAR10_4", "CIFAR10_0")]
+    rows = [
+        table.row(table.Key(name, "dte_c", "paper", 0), VALUES | {"auroc": 0.5}) for name in ("CIFAR10_4", "CIFAR10_0")
+    ]
     head, body = table.beside_printed(table.tabulate(rows, list(METHODS))) or ([], [])
     assert head[:2] == ["AUROC (%)", "dte_c"] and head[-1] == "printed DTE"
     assert [line[:2] + line[-1:] for line in body] == [["CIFAR10_4", "50.00", "55.40"], ["mean", "50.00", "55.40"]]
@@ -213,7 +215,7 @@ def test_the_plot_of_ranks_names_each_method_beside_its_own() -> None:
 def test_kept_curves_are_thin_and_keep_their_ends(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, 5000)
-    path = table_report.curve_path(tmp_path, ("CV/a", "ours", "clean", 0))
+    path = table_report.curve_path(tmp_path, table.Key("CV/a", "ours", "clean", 0))
     table_report.save_curve(path, labels, labels + generator.normal(size=5000))
     with np.load(path) as curve:
         assert len(curve["fpr"]) <= 200 and curve["fpr"][[0, -1]].tolist() == curve["tpr"][[0, -1]].tolist() == [0, 1]

@@ -11,7 +11,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from diffad_jax.assembly import assemble
-from diffad_jax.data import digits
+from diffad_jax.data.digits import digits
 from diffad_jax.losses import bits_per_dim, bound, discretised_gaussian_decoder
 from diffad_jax.noise import gaussian
 from diffad_jax.samplers import sample, uniform

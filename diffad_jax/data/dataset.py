@@ -9,8 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffad_jax.build import nearest
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, check_choice
 
 Classes = int | str | Sequence[int | str]
 
@@ -186,8 +185,7 @@ def one_class_split(
     Raises InputError on invalid data, an unknown protocol, a negative seed or fewer than 8 training rows.
     """
     source = source or name
-    if protocol not in ("clean", "paper"):
-        raise InputError(f"protocol: found {protocol!r}, allowed are 'clean' and 'paper'")
+    check_choice("protocol", protocol, ("clean", "paper"))
     if seed < 0:
         raise InputError(f"seed: found {seed}, allowed are integers from 0")
     X, y = checked(X, y, source, normals_alone)
@@ -231,8 +229,7 @@ def class_setting(
     for one in [given] if isinstance(given, int | np.integer | str) else given or ():
         one = str(one) if str(one) in names else one  # Flags make numbers of names such as 1.
         if isinstance(one, str):
-            if one not in names:
-                raise InputError(f"{side}_class: found {one!r}; {nearest(one, names)}")
+            check_choice(f"{side}_class", one, names)
             indices.add(names.index(one))
         elif isinstance(one, int | np.integer) and 0 <= one < len(names):
             indices.add(int(one))

@@ -9,7 +9,7 @@ import numpy as np
 from diffad_jax.data.dataset import Classes, Dataset, class_setting, one_class_name, select_classes
 from diffad_jax.data.npz import read_arrays
 from diffad_jax.data.pictures import PICTURE_SUFFIXES, MaskFiles, PictureFiles, header, readable
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, check_choice
 
 GOOD = "good"
 NORMAL_FOLDERS = (GOOD, "normal", "0")
@@ -208,8 +208,7 @@ def npz_classes_each(
 
     setting: "normal_class" or "anomalous_class". The problems share the array `test`. Raises InputError as `npz_classes`.
     """
-    if setting not in ("normal_class", "anomalous_class"):
-        raise InputError(f"setting: found {setting!r}, allowed are 'normal_class' and 'anomalous_class'")
+    check_choice("setting", setting, ("normal_class", "anomalous_class"))
     arrays = _read_classes(Path(path))
     chosen = arrays["classes"].tolist() if classes is None else classes
     return tuple(

@@ -10,7 +10,7 @@ from typing import IO
 
 import numpy as np
 
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, first_line
 
 MAPPED_BYTES = 1 << 29
 
@@ -46,7 +46,7 @@ def read_arrays(path: str | Path, needed: Sequence[str], optional: Sequence[str]
     except InputError:
         raise
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read as numbers ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{path}: cannot be read as numbers ({first_line(error)})") from error
 
 
 def _mapped(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:

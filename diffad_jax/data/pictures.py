@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from PIL import Image, ImageOps
 
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, check_choice, first_line
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FITS = ("crop", "stretch")
@@ -70,8 +70,7 @@ def readable(files: Sequence[Path], on_error: str = "fail") -> list[Path]:
     "skip" decodes every file once, in threads, and logs one warning that counts and names the files that it dropped.
     Raises InputError on another `on_error`.
     """
-    if on_error not in ON_ERROR:
-        raise InputError(f"on_error: found {on_error!r}, allowed are {', '.join(map(repr, ON_ERROR))}")
+    check_choice("on_error", on_error, ON_ERROR)
     if on_error == "fail":
         return list(files)
     faults: list[str | None] = []
@@ -150,8 +149,7 @@ class MaskFiles(Decoded[Path | None]):
 def _check(size: int | None, fit: str, channels: int = 3) -> None:
     if size is not None and size < 1:
         raise InputError(f"size: found {size}, allowed are pixels from 1")
-    if fit not in FITS:
-        raise InputError(f"fit: found {fit!r}, allowed are {', '.join(map(repr, FITS))}")
+    check_choice("fit", fit, FITS)
     if channels not in (1, 3):
         raise InputError(f"channels: found {channels}, allowed are 1 and 3")
 
@@ -201,5 +199,5 @@ def _fault(file: Path) -> str | None:
 
 def _unreadable(file: str | Path | BinaryIO, error: Exception) -> InputError:
     # Pillow repeats the path in some of its messages, which one line needs once.
-    cause = str(error).split("\n")[0].replace(f" {str(file)!r}", "") or type(error).__name__
+    cause = first_line(error).replace(f" {str(file)!r}", "")
     return InputError(f"{file}: cannot be read as a picture ({cause})")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ class Batches:
     An item is a function of (seed, step) alone, so that the step is the whole position in the data: a run that stopped reads
     on where it was, with any number of workers. Each epoch is one permutation of the rows; place j of step s is place
     s B + j of that stream, and is flipped or not, and cropped, by draws of its own. Of the global batch of
-    `batch_size`, process `process_index` of `process_count` makes its own contiguous share.
+    `batch_size` this process makes the places `own`.
     """
 
     rows: Rows
@@ -46,8 +46,7 @@ class Batches:
     steps_per_dispatch: int = 1
     flip: bool = False
     crop: int = 0
-    process_index: int = 0
-    process_count: int = 1
+    own: slice = field(default_factory=lambda: slice(None))
 
     def __len__(self) -> int:
         return -(-(self.num_steps - self.start) // self.steps_per_dispatch)
@@ -55,23 +54,21 @@ class Batches:
     def __getitem__(self, item: int) -> np.ndarray:
         step = self.start + item * self.steps_per_dispatch
         count = min(self.steps_per_dispatch, self.num_steps - step)
-        share = self.batch_size // self.process_count
-        own = slice(self.process_index * share, (self.process_index + 1) * share)
         index = batch_rows(self.seed, len(self.rows), step * self.batch_size, count * self.batch_size)
-        index = index.reshape(count, self.batch_size)[:, own]
+        index = index.reshape(count, self.batch_size)[:, self.own]
         x = self.rows[index.ravel()].reshape(*index.shape, *self.rows.shape[1:])
         if self.flip:
             for i in range(count):
-                mirrored = np.random.default_rng([self.seed, FLIPS, step + i]).random(self.batch_size)[own] < 0.5
+                mirrored = np.random.default_rng([self.seed, FLIPS, step + i]).random(self.batch_size)[self.own] < 0.5
                 x[i, mirrored] = x[i, mirrored, :, ::-1]
-        return self._cropped(x, step, own) if self.crop else x
+        return self._cropped(x, step) if self.crop else x
 
-    def _cropped(self, x: np.ndarray, step: int, own: slice) -> np.ndarray:
+    def _cropped(self, x: np.ndarray, step: int) -> np.ndarray:
         """A random square of each picture of x [steps, B / P, H, W, C]."""
         free = np.array(x.shape[2:4]) - self.crop + 1
         crops = np.empty((*x.shape[:2], self.crop, self.crop, x.shape[4]), x.dtype)
         for i in range(len(x)):
-            draws = np.random.default_rng([self.seed, CROPS, step + i]).random((self.batch_size, 2))[own]
+            draws = np.random.default_rng([self.seed, CROPS, step + i]).random((self.batch_size, 2))[self.own]
             for j, (top, left) in enumerate((draws * free).astype(int)):
                 crops[i, j] = x[i, j, top : top + self.crop, left : left + self.crop]
         return crops

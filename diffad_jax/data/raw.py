@@ -7,7 +7,7 @@ import numpy as np
 
 from diffad_jax.data.dataset import Dataset, checked, one_class_split
 from diffad_jax.data.npz import read_arrays, read_npz
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, first_line
 
 
 def pictures(path: str | Path, protocol: str = "clean", seed: int = 0) -> Dataset:
@@ -58,7 +58,7 @@ def unlabelled(path: str | Path) -> np.ndarray:
         try:
             X = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path}: cannot be read as numbers ({str(error).splitlines()[0]})") from error
+            raise InputError(f"{path}: cannot be read as numbers ({first_line(error)})") from error
     else:
         X = read_arrays(path, ("X",))["X"]
     return X[..., None] if X.ndim == 3 else X

@@ -13,7 +13,7 @@ from tensorflow_datasets.core.registered import DatasetNotFoundError
 
 from diffad_jax.data.dataset import Classes, Dataset, one_class_name, select_classes
 from diffad_jax.data.pictures import Decoded, read_picture
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, one_line
 
 LABELS_AT_ONCE = 512
 
@@ -124,7 +124,7 @@ class Split:
             # For one row, the threads that read many at once take ten times longer than the row.
             return [self.examples[rows[0]]] if len(rows) == 1 else self.examples.__getitems__(rows)
         except (IndexError, RuntimeError) as error:
-            raise InputError(f"{self}: cannot be read, prepare it again ({_line(error)})") from error
+            raise InputError(f"{self}: cannot be read, prepare it again ({one_line(error)})") from error
 
     def labels(self) -> np.ndarray:
         """The class of every example, int [N]; -1 for none."""
@@ -181,7 +181,7 @@ def _builder(dataset: str, data_dir: str | Path | None) -> tfds.core.DatasetBuil
         ) from error
     except Exception as error:  # A damaged description raises the errors of several libraries.
         raise InputError(
-            f"{dataset}: cannot be read from {where or 'the default folder of TFDS'} ({_line(error)})"
+            f"{dataset}: cannot be read from {where or 'the default folder of TFDS'} ({one_line(error)})"
         ) from error
 
 
@@ -190,7 +190,3 @@ def _how_to_prepare(dataset: str, data_dir: str | None) -> str:
     if data_dir is not None:
         command += ["--data_dir", data_dir]
     return f"run `{shlex.join(command)}`, which needs TensorFlow: pip install 'diffad_jax[prepare]'"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec, get_abstract_mesh
 
-from diffad_jax.errors import InputError
+from diffad_jax.errors import check_choice
 from diffad_jax.models.ops import piece
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
@@ -33,8 +33,7 @@ def attention(q: Array, k: Array, v: Array, implementation: Implementation = "au
 
     Source: Vaswani et al. 2017, equation 1.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise InputError(f"implementation: found {implementation!r}, allowed are {', '.join(IMPLEMENTATIONS)}")
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
     kernels: dict[str, Callable[[Array, Array, Array], Array]] = {"xla": _xla, "cudnn": _cudnn, "splash": splash}
     if implementation != "auto":
         return kernels[implementation](q, k, v)

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, check_choice
 from diffad_jax.models.attention import attention
-from diffad_jax.models.layers import Dense, rematerialised, timestep_embedding
+from diffad_jax.models.layers import Dense, fold, rematerialised, timestep_embedding, unfold
 from diffad_jax.models.ops import gelu, products
 
 SIZES = {  # width, depth, num_heads: table 1 of the paper
@@ -116,6 +116,16 @@ class DiT(nn.Module):
     unroll: int = 1
     dtype: str = "float32"
 
+    @property
+    def dimensions(self) -> tuple[int, int, int]:
+        """Width, depth and number of heads; raises InputError where the size is unknown."""
+        check_choice("size", self.size, SIZES)
+        width, depth, num_heads = (
+            default if own is None else own
+            for own, default in zip((self.width, self.depth, self.num_heads), SIZES[self.size], strict=True)
+        )
+        return width, depth, num_heads
+
     @nn.compact
     def __call__(self, x_t: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
         """Map x_t [B, H, W, C] or [B, D] at t [B] in [0, 1] to that shape (last axis doubled if learned_variance).
@@ -125,12 +135,7 @@ class DiT(nn.Module):
         Raises:
             InputError: size is unknown, the heads or positions do not fit the width, or patches do not fit the picture.
         """
-        if self.size not in SIZES:
-            raise InputError(f"size: found {self.size!r}, allowed are {', '.join(SIZES)}")
-        width, depth, num_heads = (
-            default if own is None else own
-            for own, default in zip((self.width, self.depth, self.num_heads), SIZES[self.size], strict=True)
-        )
+        width, depth, num_heads = self.dimensions
         if width % 4 or width % num_heads:
             raise InputError(f"width: found {width}, need a multiple of 4 and of num_heads={num_heads}")
         tokens, grid = self._cut(x_t)
@@ -170,15 +175,12 @@ class DiT(nn.Module):
             raise InputError(
                 f"x_t: found shape {x.shape}, need [B, D], or [B, H, W, C] with H, W multiples of patch_size={p}"
             )
-        batch, height, width, channels = x.shape
-        x = x.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)
-        return x.reshape(batch, -1, p * p * channels), (height // p, width // p)
+        patches = fold(x, p)
+        return patches.reshape(len(x), -1, patches.shape[-1]), patches.shape[1:3]
 
     def _join(self, h: jax.Array, grid: tuple[int, ...], shape: tuple[int, ...], copies: int) -> jax.Array:
         """The inverse of `_cut`, with `copies` times the last axis."""
-        p = self.patch_size
         if len(shape) == 2:
             h = h.reshape(shape[0], -1, copies)[:, : shape[1]]
             return h.swapaxes(1, 2).reshape(shape[0], -1)
-        h = h.reshape(shape[0], *grid, p, p, -1).swapaxes(2, 3)
-        return h.reshape(*shape[:3], -1)
+        return unfold(h.reshape(shape[0], *grid, -1), self.patch_size)

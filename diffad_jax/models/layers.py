@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from diffad_jax.errors import InputError
+from diffad_jax.errors import check_choice
 from diffad_jax.models.ops import Coefficients, convolve, normalise, products
 
 
@@ -46,8 +46,7 @@ def rematerialised(block: type[nn.Module], remat: str, **arguments: Any) -> Any:
     Raises:
         InputError: there is no such way.
     """
-    if remat not in REMAT:
-        raise InputError(f"remat: found {remat!r}, allowed are {', '.join(REMAT)}")
+    check_choice("remat", remat, REMAT)
     if remat == "none":
         return block
     known = jax.checkpoint_policies

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, check_choice
 from diffad_jax.models.attention import attention
 from diffad_jax.models.layers import Conv3x3, Dense, GroupNorm, fold, rematerialised, timestep_embedding, unfold
 from diffad_jax.models.ops import downsample, upsample
@@ -128,8 +128,7 @@ class UNet(nn.Module):
         factors = [2**level for level in range(last_level + 1)]
         if not set(self.attention_factors) <= set(factors):
             raise InputError(f"attention_factors: found {tuple(self.attention_factors)}, allowed are some of {factors}")
-        if self.resample not in ("block", "conv"):
-            raise InputError(f'resample: found {self.resample!r}, allowed are "block" and "conv"')
+        check_choice("resample", self.resample, ("block", "conv"))
 
         residual = partial(
             rematerialised(ResBlock, self.remat, static_argnums=(3,)),
