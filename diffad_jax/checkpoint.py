@@ -101,30 +101,29 @@ class Checkpoints:
             self._manager.wait_until_finished()
         steps = sorted(self._manager.all_steps(), reverse=True)
         order = sorted(steps, key=lambda step: step != self._manager.best_step()) if best else steps
+        distributed.check_alike({f"the checkpoints of {self.directory}, in order": order})
         damaged: list[int] = []
         for step in order:
-            own_part = False
+            unreadable = self._unreadable(step, like)
             try:
-                self._check_shapes(step, like)
-                own_part = jax.process_count() > 1
-                state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
-            except InputError:
-                raise
+                if not unreadable:
+                    state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
             except Exception as error:  # Orbax raises many kinds for damaged files.
                 if distributed.of_another(error):
                     raise
                 if out_of_memory(error):
                     raise RunFailed(f"{self.directory}/{step}: no memory to read it ({_reason(error)})") from error
-                if own_part:
+                if jax.process_count() > 1:
                     raise RunFailed(
                         f"{self.directory}/{step}: process {jax.process_index()} cannot read its part ({_reason(error)}), "
                         "and all must go on from one step; remove this checkpoint and start them again"
                     ) from error
-                logging.warning("checkpoint %s/%d cannot be read (%s)", self.directory, step, _reason(error))
-                damaged.append(step)
-            else:
+                unreadable = _reason(error)
+            if not unreadable:
                 self._damaged = [bad for bad in damaged if bad > step]
                 return state
+            logging.warning("checkpoint %s/%d cannot be read (%s)", self.directory, step, unreadable)
+            damaged.append(step)
         if steps:
             raise InputError(
                 f"{self.directory}: no checkpoint can be read (steps {steps}); move it away to start again"
@@ -142,6 +141,18 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints set aside")
         self._manager.reload()
+
+    def _unreadable(self, step: int, like: Any) -> str:
+        """Why what the checkpoint holds cannot be told, by any process, or nothing; raises InputError on another model."""
+        found = ""
+        with distributed.together():
+            try:
+                self._check_shapes(step, like)
+            except InputError:
+                raise
+            except Exception as error:  # Orbax raises many kinds for damaged files.
+                found = _reason(error)
+        return next(filter(None, distributed.told(found)), "")
 
     def _check_shapes(self, step: int, like: Any) -> None:
         there, asked = _shapes(self._manager.item_metadata(step).tree), _shapes(like)

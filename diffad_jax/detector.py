@@ -17,6 +17,7 @@ from diffad_jax import compiler
 from diffad_jax.assembly import System
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.data.dataset import Dataset, Rows
+from diffad_jax.distributed import together
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import Reading, batch_reader, in_batches, joined
 from diffad_jax.noise import fold_in, gaussian, keys_for
@@ -160,8 +161,9 @@ def load(workdir: str | Path) -> Trained:
     that one cannot be read: the statistics are of no other.
     """
     workdir = Path(workdir)
-    config, statistics = load_config(workdir), Statistics.load(workdir)
-    system, init, _, training = define(config, statistics.transform.shape)
+    with together():
+        config, statistics = load_config(workdir), Statistics.load(workdir)
+        system, init, _, training = define(config, statistics.transform.shape)
     # Nothing is drawn: zeros that no one touches take neither memory nor time.
     like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(init))
     with Checkpoints(workdir / "checkpoints") as checkpoints:

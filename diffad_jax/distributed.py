@@ -1,12 +1,20 @@
 """Runs of several processes, on one machine or many, that work on the same steps."""
 
+import json
 import os
 import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from diffad_jax.errors import InputError, out_of_memory
 
@@ -15,6 +23,9 @@ DEAD_SECONDS = 60
 """A process that was not heard of for so long counts as dead, and ends the others."""
 REPORT_SECONDS = 3600
 """How long processes that are ready wait for the one that still writes."""
+VISIBLE_SECONDS = 90
+"""How long a network disk may take to show one machine what another has written."""
+BLOCK = 4096
 
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -35,6 +46,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     if coordinator is None and num_processes is None and process_id is None:
         if _by_slurm() or _on_tpu():
             jax.distributed.initialize(**timeouts)
+            _check_devices()
         return
     if coordinator is None or num_processes is None or process_id is None:
         raise InputError(
@@ -50,6 +62,93 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     jax.distributed.initialize(
         coordinator, num_processes, process_id, cluster_detection_method="deactivate", **timeouts
     )
+    _check_devices()
+
+
+def named_by_environment() -> bool:
+    """Whether the environment makes this process one of several; on a TPU slice only JAX itself can tell."""
+    return (_number("JAX_NUM_PROCESSES") or 1) > 1 or _by_slurm()
+
+
+# --- what the processes of a run must agree on ------------------------------------------------------------------------------
+
+
+def told(said: str) -> list[str]:
+    """What every process says, by its number. All must ask at the same place of the program."""
+    if jax.process_count() == 1:
+        return [said]
+    content = np.frombuffer(said.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(content)))
+    # Whole blocks, so that few shapes are compiled.
+    padded = np.zeros(-(-int(lengths.max()) // BLOCK) * BLOCK, np.uint8)
+    padded[: len(content)] = content
+    each = multihost_utils.process_allgather(padded)
+    return [bytes(line[:length]).decode() for line, length in zip(each, lengths, strict=True)]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """An InputError that one process raises inside is raised by all, so that none waits for one that has given up.
+
+    What is done inside must not itself wait for other processes.
+    """
+    refused: InputError | None = None
+    try:
+        yield
+    except InputError as error:
+        refused = error
+    said = told(str(refused or ""))
+    if refused is not None:
+        raise refused
+    for process, words in enumerate(said):
+        if words:
+            raise InputError(f"process {process}: {words}")
+
+
+def check_alike(values: Mapping[str, Any]) -> None:
+    """Raises InputError, on every process, where one has other values than process 0, which JSON can hold; names them."""
+    first, *others = map(json.loads, told(json.dumps(values)))
+    for process, other in enumerate(others, 1):
+        if differing := [key for key in {**first, **other} if first.get(key) != other.get(key)]:
+            shown = ", ".join(f"{key} ({first.get(key)!r} in process 0, {other.get(key)!r})" for key in differing)
+            raise InputError(f"process {process} differs from process 0 in {shown}; all must be started alike")
+
+
+def check_shared(directory: Path) -> None:
+    """Raises InputError, on every process, where one sees another directory than process 0 or cannot write there."""
+    if jax.process_count() == 1:
+        return
+    token, mark = told(uuid4().hex)[0], directory / ".processes"
+    with together(), _refusing(directory):
+        if jax.process_index() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            mark.write_text(token)
+    with together(), _refusing(directory):
+        end = time.monotonic() + VISIBLE_SECONDS
+        while not (mark.exists() and mark.read_text() == token):
+            if time.monotonic() > end:
+                raise InputError(f"{directory}: is not the directory of process 0; it must be on a disk that all share")
+            time.sleep(0.2)
+        own = directory / f".process-{jax.process_index()}"
+        own.write_text(token)
+        own.unlink()
+    if jax.process_index() == 0:
+        mark.unlink()
+
+
+@contextmanager
+def _refusing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
+
+
+def _check_devices() -> None:
+    counts = Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        found = ", ".join(str(counts[process]) for process in sorted(counts))
+        raise InputError(f"devices: the processes have {found}, allowed is the same number in each")
 
 
 def of_another(error: Exception) -> bool:
@@ -70,8 +169,9 @@ def _number(name: str) -> int | None:
 
 
 def _by_slurm() -> bool:
-    """Whether srun started this process as one of several."""
-    return "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    """Whether srun started this process as one of several. A shell within an allocation is a step of one task."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS", "1")
+    return "SLURM_STEP_NODELIST" in os.environ and int(tasks) > 1
 
 
 def _on_tpu() -> bool:

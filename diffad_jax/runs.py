@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffad_jax import compiler, samplers
+from diffad_jax import compiler, distributed, samplers
 from diffad_jax.assembly import System, assemble
 from diffad_jax.build import call
 from diffad_jax.calibration import LOGARITHMIC
@@ -27,7 +27,7 @@ from diffad_jax.ranges import check_ranges, check_sections
 from diffad_jax.settings import parallel_of, pipeline_of, scoring_of, training_of
 from diffad_jax.sharding import data_mesh, mean_over_devices, on, own, split
 from diffad_jax.training import Loss, Params, Training, TrainState, init_state, make_optimizer, make_train_step
-from diffad_jax.workdir import Statistics, save_config, save_data
+from diffad_jax.workdir import Statistics, flatten, save_config, save_data
 
 
 def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable[[], TrainState], Any, Training]:
@@ -73,32 +73,34 @@ def check(system: System, params: Params, shape: tuple[int, ...], combination: s
 
 
 def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = True) -> None:
-    """Trains on dataset.train and leaves config, checkpoints, logs and statistics in workdir; continues a run begun there."""
+    """Trains on dataset.train and leaves config, checkpoints, logs and statistics in workdir; continues a run begun there.
+
+    A finished run is left alone. Of several processes all must call this, with the same arguments. Raises InputError, before
+    anything is compiled, on what a config may not hold and on a workdir of another run; `loop.fit` raises the rest.
+    """
     writes = jax.process_index() == 0
-    if (workdir / "config.json").exists():
-        # Another config is refused, and a finished run left, before anything is compiled.
+    distributed.check_alike({**flatten(config.to_dict()), "its training rows": fingerprint(dataset.train)})
+    with distributed.together():
+        finished = writes and _finished(config, dataset, workdir)
+    if distributed.told("finished" if finished else "")[0]:
+        return
+    with distributed.together():
+        scoring, pipeline = scoring_of(config), pipeline_of(config, dataset.train.shape[1:])
+        system, init, step, settings = define(config, dataset.train.shape[1:])
+        check(system, jax.eval_shape(init).params, dataset.train.shape[1:], scoring.combination)
+        parallel = parallel_of(config, settings)
+        chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows, scoring.calibration_rows)
+        learnt = Chosen(dataset.train, chosen, dataset.train.dtype) if len(held_out) else dataset.train
+        transform = transforms.fit(train=learnt, **config.transform)
+        calibrating = held_out if len(held_out) else evenly_spaced(len(dataset.train), scoring.calibration_rows)
+        if scoring.combination == MEMORY:
+            check_enough(len(calibrating))
         if writes:
             save_config(workdir, config)
-        if (workdir / "statistics.npz").exists() and any_in(workdir / "checkpoints"):
-            Statistics.load(workdir).check_trained_on(dataset, str(workdir))
-            return
-    elif any_in(workdir / "checkpoints"):
-        raise InputError(f"{workdir}: holds checkpoints but no config.json to tell of what; choose another workdir")
-    scoring, pipeline = scoring_of(config), pipeline_of(config, dataset.train.shape[1:])
-    system, init, step, settings = define(config, dataset.train.shape[1:])
-    check(system, jax.eval_shape(init).params, dataset.train.shape[1:], scoring.combination)
-    parallel = parallel_of(config, settings)
-    chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows, scoring.calibration_rows)
-    learnt = Chosen(dataset.train, chosen, dataset.train.dtype) if len(held_out) else dataset.train
-    transform = transforms.fit(train=learnt, **config.transform)
-    calibrating = held_out if len(held_out) else evenly_spaced(len(dataset.train), scoring.calibration_rows)
-    if scoring.combination == MEMORY:
-        check_enough(len(calibrating))
-    if writes:
-        save_config(workdir, config)
-        if not any_in(workdir / "checkpoints"):
-            (workdir / "data.json").unlink(missing_ok=True)  # Nothing of these data was learnt yet.
-        save_data(workdir, dataset)
+            if not any_in(workdir / "checkpoints"):
+                (workdir / "data.json").unlink(missing_ok=True)  # Nothing of these data was learnt yet.
+            save_data(workdir, dataset)
+    distributed.check_shared(workdir)
     rows = transform.view(dataset.train)
     fitted = fit(
         step,
@@ -122,6 +124,18 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     facts = {**counts, "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
     if writes:
         Statistics(transform, *judged, facts, dataset.name, fingerprint(dataset.train)).save(workdir)
+
+
+def _finished(config: ConfigDict, dataset: Dataset, workdir: Path) -> bool:
+    """Whether workdir holds this run, finished; raises InputError where it holds another."""
+    if (workdir / "config.json").exists():
+        save_config(workdir, config)
+        if (workdir / "statistics.npz").exists() and any_in(workdir / "checkpoints"):
+            Statistics.load(workdir).check_trained_on(dataset, str(workdir))
+            return True
+    elif any_in(workdir / "checkpoints"):
+        raise InputError(f"{workdir}: holds checkpoints but no config.json to tell of what; choose another workdir")
+    return False
 
 
 def make_validate(loss: Loss, x_0: np.ndarray, seed: int, batch_size: int) -> Callable[[Params], Array]:

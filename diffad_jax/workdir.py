@@ -50,9 +50,19 @@ def flatten(tree: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
     return flat
 
 
+# A run may go on with other numbers of devices, split otherwise, which changes its results by rounding at most.
+LAYOUT = (
+    *("config.mesh.", "config.parallel", "config.pipeline.workers", "config.pipeline.threads"),
+    *("config.model.remat", "config.model.unroll"),
+)
+
+
 def save_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes config.json, and refuses a directory that holds a run of another config, naming the differing keys."""
-    claim(workdir / "config.json", json.loads(config.to_json_best_effort()), "config", "work directory")
+    """Writes config.json, and refuses a directory that holds a run of another config, naming the differing keys.
+
+    Keys of LAYOUT may differ.
+    """
+    claim(workdir / "config.json", json.loads(config.to_json_best_effort()), "config", "work directory", LAYOUT)
 
 
 def save_data(workdir: Path, dataset: Dataset) -> None:
@@ -61,10 +71,10 @@ def save_data(workdir: Path, dataset: Dataset) -> None:
     claim(workdir / "data.json", rows, "data", "work directory")
 
 
-def claim(path: Path, value: Mapping[str, Any], name: str, directory: str) -> None:
+def claim(path: Path, value: Mapping[str, Any], name: str, directory: str, free: tuple[str, ...] = ()) -> None:
     """Writes `value`, called `name` in errors, as the JSON that tells whose the directory of `path` is.
 
-    One that says so already is left alone, with its date.
+    One that says so already is left alone, with its date; keys that begin with one of `free` do not count.
     Raises InputError where another value holds it, naming the differing keys, and where it cannot be a `directory`.
     """
     try:
@@ -73,7 +83,8 @@ def claim(path: Path, value: Mapping[str, Any], name: str, directory: str) -> No
         raise InputError(f"{path.parent}: cannot be a {directory} ({error.strerror})") from error
     if path.exists():
         there, asked = (flatten(held, name) for held in (read_json(path), value))
-        differing = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
+        counted = (key for key in there.keys() | asked.keys() if not key.startswith(free))
+        differing = sorted(key for key in counted if there.get(key) != asked.get(key))
         if differing:
             shown = ", ".join(f"{key} ({there.get(key)!r} there, {asked.get(key)!r} asked)" for key in differing)
             raise InputError(f"{path}: holds another run's {name}, differing in {shown}; choose another {directory}")

@@ -9,6 +9,7 @@ import gc
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -80,6 +81,8 @@ def run(main: Callable[[list[str]], None]) -> None:
             if "coordinator" in flags.FLAGS:
                 names = ("coordinator", "num_processes", "process_id")
                 distributed.join(**{name: flags.FLAGS[name].value for name in names})
+            elif distributed.named_by_environment():
+                _fail("this command is one process; the environment (JAX_NUM_PROCESSES, SLURM_*) starts several of it")
             main(argv)
         except InputError as error:
             _fail(str(error))
@@ -206,5 +209,7 @@ def _leave(code: int) -> NoReturn:
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
+        if jax.process_index() == 0:
+            time.sleep(2)  # It is where they meet: without it they would be ended before they can say why.
         os._exit(code)
     sys.exit(code)

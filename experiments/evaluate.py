@@ -21,11 +21,12 @@ import numpy as np
 from absl import flags
 
 from diffad_jax import baselines, detector, workdir
-from diffad_jax.data.dataset import Dataset, Rows
+from diffad_jax.data.dataset import Dataset, Rows, fingerprint
 from diffad_jax.data.folders import labelled_folder
 from diffad_jax.data.loading import load
 from diffad_jax.data.pictures import PictureFiles
 from diffad_jax.data.raw import labelled
+from diffad_jax.distributed import check_alike, together
 from diffad_jax.errors import InputError
 from diffad_jax.figures import Pictures
 from diffad_jax.folder_scores import as_trained, check_pictures
@@ -58,7 +59,9 @@ def evaluate_run(directory: Path) -> list[Result]:
     """
     trained = detector.load(directory)
     config, counts = trained.config, trained.statistics.facts
-    datasets = tests_of(trained)
+    with together():
+        datasets = tests_of(trained)
+    check_alike({f"{directory}, {dataset.name}": fingerprint(dataset.test) for dataset in datasets})
     started = time.perf_counter()
     try:
         readings = read_each(trained, datasets)
@@ -226,16 +229,21 @@ def config_of(directories: Sequence[Path]) -> dict[str, str]:
 
 
 def main(_: list[str]) -> None:
-    baselines.check_installed(cli.chosen("baselines", BASELINES.value, baselines.BASELINES))
     root = Path(WORKDIR.value)
-    directories = [root] if (root / "config.json").exists() else sorted(p.parent for p in root.glob("*/config.json"))
-    if not directories:
-        raise InputError(f"--workdir: {root} holds no run (no config.json there or one level below)")
-    for directory in directories:  # Told before anything is scored.
-        workdir.check_finished(directory)
-        if DATA.value:
-            check_other_data(Path(DATA.value), directory)
-            check_overwrites(directory)
+    with together():
+        baselines.check_installed(cli.chosen("baselines", BASELINES.value, baselines.BASELINES))
+        directories = (
+            [root] if (root / "config.json").exists() else sorted(p.parent for p in root.glob("*/config.json"))
+        )
+        if not directories:
+            raise InputError(f"--workdir: {root} holds no run (no config.json there or one level below)")
+        for directory in directories:  # Told before anything is scored.
+            workdir.check_finished(directory)
+            if DATA.value:
+                check_other_data(Path(DATA.value), directory)
+                check_overwrites(directory)
+    asked = {"--workdir": WORKDIR.value, "--data": DATA.value, "--baselines": BASELINES.value}
+    check_alike({**asked, "runs": [directory.name for directory in directories]})
     found: dict[Path, list[Result]] = {}
     for directory in directories:
         try:

@@ -13,6 +13,7 @@ from absl import flags
 from diffad_jax import runs
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.loading import load
+from diffad_jax.distributed import check_alike, together
 from diffad_jax.errors import InputError
 from diffad_jax.ranges import check_sections
 from experiments import cli
@@ -24,17 +25,18 @@ flags.mark_flag_as_required("config")
 
 
 def main(_: list[str]) -> None:
-    check_sections(CONFIG.value, "data")
-    datasets = load(CONFIG.value.data)
-    # Sets that share their training normals share one model.
-    trainings: dict[int, Dataset] = {}
-    for dataset in datasets:
-        trainings.setdefault(id(dataset.train), dataset)
     root = Path(WORKDIR.value)
-    if len(trainings) > 1 and (root / "config.json").exists():
-        raise InputError(f"--workdir: {root} holds one run, and the config makes {len(trainings)}; choose another")
-    if len(trainings) == 1 and any(root.glob("*/config.json")):
-        raise InputError(f"--workdir: {root} holds runs in its folders, and the config makes one; choose another")
+    with together():
+        check_sections(CONFIG.value, "data")
+        # Sets that share their training normals share one model.
+        trainings: dict[int, Dataset] = {}
+        for dataset in load(CONFIG.value.data):
+            trainings.setdefault(id(dataset.train), dataset)
+        if len(trainings) > 1 and (root / "config.json").exists():
+            raise InputError(f"--workdir: {root} holds one run, and the config makes {len(trainings)}; choose another")
+        if len(trainings) == 1 and any(root.glob("*/config.json")):
+            raise InputError(f"--workdir: {root} holds runs in its folders, and the config makes one; choose another")
+    check_alike({"--workdir": WORKDIR.value, "the names of data sets": [d.name for d in trainings.values()]})
     for dataset in trainings.values():
         runs.train(CONFIG.value, dataset, root if len(trainings) == 1 else root / dataset.name)
 

@@ -5,8 +5,11 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
@@ -56,12 +59,14 @@ def free_port() -> int:
         pytest.skip(f"no sockets here: {error}")
 
 
-def start_two(module: str, output: Path, *arguments: str) -> list[BaseProcess]:
+def start_two(module: str, output: Path, *arguments: str, second: tuple[str, ...] = ()) -> list[BaseProcess]:
+    """second: arguments of the second process that come after, and so override, those of both."""
     port = free_port()
     return [
         start(
             module,
             *arguments,
+            *(second if i else ()),
             *(f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"),
             output=output / str(i),
             devices=4,
@@ -135,6 +140,102 @@ def test_both_processes_save_and_only_one_of_them_writes_the_log(workdirs: dict[
             np.testing.assert_allclose(one.get(key, 0), two.get(key, 0), rtol=1e-4)
     errors = [(workdirs["two"].parent / str(i) / "err").read_text() for i in range(2)]
     assert "20/20" in errors[0] and "20/20" not in errors[1]
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (("--config.optimizer.learning_rate=0.01",), "config.optimizer.learning_rate (0.002 in process 0, 0.01)"),
+        pytest.param(("--workdir={}/other",), "--workdir", marks=pytest.mark.slow),
+        pytest.param(("--config.data.path={}/other",), "its training rows", marks=pytest.mark.slow),
+        pytest.param(("--config.data.path={}/gone",), "gone: no such file or folder", marks=pytest.mark.slow),
+    ],
+)
+def test_processes_that_are_not_started_alike_are_refused(
+    arguments: tuple[str, ...], tmp_path: Path, second: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    np.savez(
+        tmp_path / "other" / "rows.npz", X=np.random.default_rng(1).normal(size=(300, 12)), y=np.arange(300) % 10 == 0
+    )
+    other = tuple(argument.format(tmp_path) for argument in second)
+    two = start_two("experiments.train", tmp_path, *arguments, f"--workdir={tmp_path / 'run'}", second=other)
+    assert ended(two, tmp_path) == [2, 2]
+    for i in range(2):
+        (*_, last) = (tmp_path / str(i) / "err").read_text().splitlines()
+        assert last.startswith("error: ") and words in last, last
+    assert not (tmp_path / "run").exists()
+
+
+def agreeing(folder: Path, port: int, number: int) -> None:
+    """What one of two processes hears where they disagree, as JSON."""
+    heard = {}
+
+    def note(name: str, function: Callable[[], object]) -> None:
+        try:
+            heard[name] = function()
+        except InputError as error:
+            heard[name] = str(error)
+
+    def refuse_in_process_1() -> None:
+        with distributed.together():
+            if number == 1:
+                raise InputError("rows.npz: gone")
+
+    def share(directory: Path) -> None:
+        distributed.check_shared(directory)
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, number, cluster_detection_method="deactivate")
+    note("told", lambda: distributed.told("one" * 2000 * number))
+    note("alike", lambda: distributed.check_alike({"seed": 0, "rows": [1, 2]}))
+    note("not alike", lambda: distributed.check_alike({"seed": number, "rows": [1, 2]}))
+    note("together", refuse_in_process_1)
+    note("shared", lambda: share(folder / "shared"))
+    with mock.patch.object(distributed, "VISIBLE_SECONDS", 1):
+        note("not shared", lambda: share(folder / f"own {number}"))
+    full = mock.patch.object(Path, "write_text", side_effect=OSError(28, "No space left on device"))
+    with full if number == 1 else nullcontext():
+        note("full", lambda: share(folder / "shared"))
+    (folder / f"{number}.json").write_text(json.dumps(heard))
+    jax.distributed.shutdown()
+
+
+def test_what_one_process_refuses_all_refuse(tmp_path: Path) -> None:
+    port = free_port()
+    two = [CONTEXT.Process(target=agreeing, args=(tmp_path, port, i)) for i in range(2)]
+    for process in two:
+        process.start()
+    for process in two:
+        process.join()
+    assert [process.exitcode for process in two] == [0, 0]
+    first, second = (json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2))
+    assert first["told"] == second["told"] == ["", "one" * 2000]
+    assert first["alike"] is second["alike"] is first["shared"] is second["shared"] is None
+    assert first["not alike"] == second["not alike"]
+    assert first["not alike"].startswith("process 1 differs from process 0 in seed (0 in process 0, 1)")
+    assert (first["together"], second["together"]) == ("process 1: rows.npz: gone", "rows.npz: gone")
+    assert first["not shared"] == f"process 1: {second['not shared']}" and "own 1: is not" in second["not shared"]
+    assert "No space left on device" in first["full"] and "No space left on device" in second["full"]
+
+
+@pytest.mark.slow
+def test_uneven_devices_are_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    port = free_port()
+    run = ("experiments.train", *arguments, f"--workdir={tmp_path / 'run'}", f"--coordinator=127.0.0.1:{port}")
+    two = [
+        start(*run, "--num_processes=2", f"--process_id={i}", output=tmp_path / str(i), devices=1 + 2 * i)
+        for i in range(2)
+    ]
+    assert ended(two, tmp_path) == [2, 2]
+    assert "devices: the processes have 1, 3" in (tmp_path / "0" / "err").read_text()
+
+
+def test_a_command_of_one_process_is_not_started_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = os.environ | {"JAX_NUM_PROCESSES": "2"}
+    command = [sys.executable, "-m", "experiments.score", "--workdir=run", "--input=x.npz", "--out=out"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "error: this command is one process" in done.stderr
 
 
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
@@ -292,7 +393,11 @@ def test_the_environment_names_the_others(monkeypatch: pytest.MonkeyPatch) -> No
     assert calls == []
     monkeypatch.setenv("SLURM_NTASKS", "2")
     distributed.join()
-    assert calls == [()]
+    assert calls == [()] and distributed.named_by_environment()
+    # A shell in an allocation of two tasks, which is a step of one.
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    distributed.join()
+    assert calls == [()] and not distributed.named_by_environment()
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "pod-0.service:1234")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
     monkeypatch.setenv("JAX_PROCESS_ID", "3")

@@ -157,6 +157,16 @@ def test_noise_rises() -> None:
         log_linear(9.0, 8.0)
 
 
+def test_a_run_may_be_laid_out_otherwise_when_it_goes_on(tmp_path: Path) -> None:
+    config = tiny.get_config()
+    workdir.save_config(tmp_path, config)
+    config.parallel, config.mesh, config.pipeline, config.model.remat = "pmap", {"fsdp": 2}, {"workers": 1}, "blocks"
+    workdir.save_config(tmp_path, config)
+    config.pipeline.flip = True
+    with pytest.raises(InputError, match=r"another run's config, differing in config.pipeline.flip \(None there, True"):
+        workdir.save_config(tmp_path, config)
+
+
 def test_calibration_needs_two_finite_normals() -> None:
     with pytest.raises(InputError, match="needs 2 normals or more, found 1"):
         calibrate(np.ones((3, 1)))
