@@ -12,6 +12,7 @@ from jax import Array
 from numpy.testing import assert_allclose, assert_array_equal
 
 from diffad_jax import samplers
+from diffad_jax.assembly import SAMPLERS
 from diffad_jax.parametrisation import Prediction
 from diffad_jax.process import Process, log_linear
 from diffad_jax.samplers import Sampler, sample
@@ -170,7 +171,7 @@ def test_who_shares_noise() -> None:
     assert len(np.unique(run(noisy, denoise, np.zeros((1, 5), np.float32), times, KEY))) == 5
 
 
-@pytest.mark.parametrize("make", [samplers.ddpm, samplers.ddim, samplers.heun, samplers.dpm_solver_2m])
+@pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS.keys())
 def test_network_evaluations(make: Callable[[Process], Sampler]) -> None:
     """As many a step as `evaluations` says, and none that counts at t = 0, where no denoiser is defined."""
     p, calls = PROCESSES["linear"], []
