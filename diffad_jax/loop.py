@@ -91,43 +91,7 @@ def fit(
         state = checkpoints.restore(like) or made(init, parallel)
         first = step = int(state.step)
         seconds = checkpoints.seconds(first)
-        pending: tuple[int, dict[str, Array], Array | int, bool] | None = None
-        waited, stop = 0.0, 0
         started = time.perf_counter()
-        line = first, started
-
-        def check(at: int, values: dict[str, float]) -> None:
-            if not all(map(math.isfinite, values.values())):
-                found = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
-                raise Diverged(
-                    f"step {at}: {found}; last good checkpoint: {checkpoints.latest() or 'none'}. Likely causes: learning "
-                    "rate too high, too little warm-up, values far outside the expected range in the training data"
-                )
-
-        def read() -> None:
-            """Waits for the metrics of the pending dispatch, checks them, shows them and, where it is time, logs them."""
-            nonlocal pending, waited, stop, line
-            if pending is None:
-                return
-            (at, metrics, signalled, write), pending = pending, None
-            values = {name: float(value) for name, value in metrics.items()}
-            check(at, values)
-            stop = int(signalled)
-            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-            if write and log:
-                now = time.perf_counter()
-                rate, data_wait = (at - line[0]) / (now - line[1]), waited / (now - line[1])
-                log.write(at, {**values, "steps_per_second": rate, "data_wait": data_wait})
-                waited, line = 0.0, (at, now)
-
-        def save(with_loss: bool = True) -> None:
-            read()
-            losses = {"validation_loss": float(validate(state.ema))} if validate and with_loss else {}
-            check(step, losses)
-            if losses and log:
-                log.write(step, losses)
-            checkpoints.save(step, state, seconds + time.perf_counter() - started, losses.get("validation_loss"))
-
         batches = Batches(
             train,
             seed,
@@ -145,37 +109,89 @@ def fit(
             ) as bar,
             read_ahead(batches, pipeline) as stream,
         ):
+            reader = _Metrics(bar, log, checkpoints, first)
+
+            def save(with_loss: bool = True) -> None:
+                reader.read()
+                losses = {"validation_loss": float(validate(state.ema))} if validate and with_loss else {}
+                reader.check(step, losses)
+                if losses and log:
+                    log.write(step, losses)
+                checkpoints.save(step, state, seconds + time.perf_counter() - started, losses.get("validation_loss"))
+
             while step < num_steps:
                 asked = time.perf_counter()
                 x_0 = next(stream)
-                waited += time.perf_counter() - asked
+                reader.waited += time.perf_counter() - asked
                 count = len(x_0)
                 if count not in dispatches:
                     dispatches[count] = make_dispatch(train_step, count, parallel.compile)
                 batch = parallel.put_batches(Batch(x_0, np.tile(place, (count, 1))))  # type: ignore[arg-type]
                 state, metrics = dispatches[count](state, batch, key)
                 # The metrics of the dispatch before are read while this one runs, so that the device never waits for us.
-                read()
+                reader.read()
                 step += count
-                pending = (
-                    step,
-                    metrics,
-                    signals.anywhere(),
-                    _crosses(step, count, settings.log_every) or step == num_steps,
-                )
+                logged = _crosses(step, count, settings.log_every) or step == num_steps
+                reader.pending = _Pending(step, metrics, signals.anywhere(), logged)
                 bar.update(count)
                 if step == num_steps or _crosses(step, count, settings.checkpoint_every):
                     save()
-                if stop:
+                if reader.stop:
                     # Without a loss: which checkpoint is best must not depend on where a run was stopped.
                     save(with_loss=False)
-                    raise Stopped(stop, step)
+                    raise Stopped(reader.stop, step)
         # One that came after the last dispatch: what the loop was to save is saved, or on its way to the disk.
         if stop := int(signals.anywhere()):
             raise Stopped(stop, step)
         if settings.keep == "best":
             state = checkpoints.restore(state, best=True) or state
     return Fitted(state, seconds + time.perf_counter() - started)
+
+
+class _Pending(NamedTuple):
+    """A dispatch whose metrics were not read yet: it ended with `step`; signal: asked of all processes at its start."""
+
+    step: int
+    metrics: dict[str, Array]
+    signal: Array | int
+    logged: bool
+
+
+class _Metrics:
+    """Reads metrics one dispatch late: checks them, shows them and, where it is time, logs them with the speed.
+
+    waited: seconds since the last line in which the loop waited for data. stop: the signal that asked to stop, or 0.
+    """
+
+    def __init__(self, bar: tqdm, log: Log | None, checkpoints: Checkpoints, first: int):
+        self.pending: _Pending | None = None
+        self.waited, self.stop = 0.0, 0
+        self._bar, self._log, self._checkpoints = bar, log, checkpoints
+        self._line = first, time.perf_counter()
+
+    def read(self) -> None:
+        """Waits for the pending dispatch, if there is one; raises Diverged where its metrics are not finite."""
+        if self.pending is None:
+            return
+        (step, metrics, signalled, logged), self.pending = self.pending, None
+        values = {name: float(value) for name, value in metrics.items()}
+        self.check(step, values)
+        self.stop = int(signalled)
+        self._bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+        if logged and self._log:
+            now, (before, then) = time.perf_counter(), self._line
+            rates = {"steps_per_second": (step - before) / (now - then), "data_wait": self.waited / (now - then)}
+            self._log.write(step, values | rates)
+            self.waited, self._line = 0.0, (step, now)
+
+    def check(self, step: int, values: dict[str, float]) -> None:
+        """Raises Diverged where one of the values is not finite."""
+        if not all(map(math.isfinite, values.values())):
+            found = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+            raise Diverged(
+                f"step {step}: {found}; last good checkpoint: {self._checkpoints.latest() or 'none'}. Likely causes: "
+                "learning rate too high, too little warm-up, values far outside the expected range in the training data"
+            )
 
 
 def _crosses(step: int, count: int, every: int) -> bool:

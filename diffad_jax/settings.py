@@ -39,7 +39,7 @@ class MeshSize(NamedTuple):
 
 
 def training_of(config: ConfigDict) -> Training:
-    """config.training, checked."""
+    """config.training; raises InputError, naming the key, on what it may not hold."""
     training: Training = call("training", Training, config.training)
     if training.keep == "best" and not training.validation_rows:
         raise InputError("config.training.keep: 'best' needs config.training.validation_rows, found 0")
@@ -56,7 +56,7 @@ def training_of(config: ConfigDict) -> Training:
 
 
 def scoring_of(config: ConfigDict) -> Scoring:
-    """config.scoring, checked."""
+    """config.scoring; raises InputError, naming the key, on what it may not hold."""
     scoring: Scoring = call("scoring", Scoring, config.scoring)
     data_mesh(scoring.batch_size, key="config.scoring.batch_size")  # raises where the processes cannot share it
     check_choice("config.scoring.combination", scoring.combination, (*COMBINATIONS, MEMORY))
@@ -64,7 +64,7 @@ def scoring_of(config: ConfigDict) -> Scoring:
 
 
 def pipeline_of(config: ConfigDict, shape: tuple[int, ...]) -> Pipeline:
-    """config.pipeline, checked against the shape of one datum; the defaults where the config has none."""
+    """config.pipeline, or its defaults; raises InputError on what it may not hold and on what one datum's shape forbids."""
     pipeline: Pipeline = call("pipeline", Pipeline, config.get("pipeline", {}))
     if (pipeline.flip or pipeline.crop) and len(shape) != 3:
         raise InputError(f"config.pipeline: flip and crop need pictures [H, W, C], found data of shape {shape}")
@@ -76,7 +76,7 @@ def pipeline_of(config: ConfigDict, shape: tuple[int, ...]) -> Pipeline:
 
 
 def fsdp_of(config: ConfigDict) -> int:
-    """config.mesh.fsdp, checked."""
+    """config.mesh.fsdp; raises InputError on anything else in config.mesh."""
     size: MeshSize = call("mesh", MeshSize, config.get("mesh", {}))
     return size.fsdp
 
