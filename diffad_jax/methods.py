@@ -23,6 +23,7 @@ from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError, check_choice
 from diffad_jax.evaluation import joined
 from diffad_jax.loop import Diverged
+from diffad_jax.neighbours import thinned
 from diffad_jax.runs import define
 from diffad_jax.settings import scoring_of
 from diffad_jax.training import (
@@ -184,14 +185,14 @@ def dte_ig(normals: Rows, seed: int) -> Scorer:
 def dte_np(normals: Rows, seed: int) -> Scorer:
     """Non-parametric diffusion time estimation on whitened rows, see `dte.non_parametric`."""
     transform = transforms.fit(train=normals, **WHITENING)
-    bank = transform.apply(dte.thinned(normals, seed))
+    bank = transform.apply(thinned(normals, seed))
     return partial(in_chunks, transform, lambda x: dte.non_parametric(x, bank))
 
 
 def ours(normals: Rows, seed: int) -> Scorer:
     """Diffusion time in local units on whitened rows, see `dte.adaptive`."""
     transform = transforms.fit(train=normals, **WHITENING)
-    bank = transform.apply(dte.thinned(normals, seed))
+    bank = transform.apply(thinned(normals, seed))
     units = dte.bandwidths(bank)
     return partial(in_chunks, transform, lambda x: dte.adaptive(x, bank, units))
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffad_jax import dte
+from diffad_jax import neighbours
 
 SIDE = 32  # pixels
 MOST_VALUES, MOST_ROWS = 2**24, 2**15  # of a bank: 64 MiB, and 32 MiB of distances for a batch of 256
@@ -39,14 +39,14 @@ def most_rows(shape: tuple[int, ...]) -> int:
 
 def filled(bank: Array) -> Array:
     """The bank with so many of its rows once more that banks of about one size have one shape, and share programs."""
-    return jnp.resize(bank, (dte.shared_size(len(bank)), bank.shape[1]))
+    return jnp.resize(bank, (neighbours.shared_size(len(bank)), bank.shape[1]))
 
 
 def distances(bank: Array, x: Array) -> Array:
     """min_i |s(x) - b_i| over the signatures b_i of normals: [M, D], [B, ...] -> [B]."""
-    # Around the middle of the bank, as in `dte.knn_distances`.
+    # Around the middle of the bank, as in `neighbours.knn_distances`.
     middle = bank.mean(axis=0)
-    return dte.nearest(signature(x) - middle, bank - middle, jnp.ones(len(bank)), jnp.zeros(len(bank)), 1)[:, 0]
+    return neighbours.nearest(signature(x) - middle, bank - middle, jnp.ones(len(bank)), jnp.zeros(len(bank)), 1)[:, 0]
 
 
 def distances_among(bank: np.ndarray, signatures: np.ndarray) -> np.ndarray:
@@ -54,6 +54,6 @@ def distances_among(bank: np.ndarray, signatures: np.ndarray) -> np.ndarray:
 
     Exactly 0 for what the bank holds twice.
     """
-    found = dte.knn_distances(signatures, bank, min(2, len(bank)))
+    found = neighbours.knn_distances(signatures, bank, min(2, len(bank)))
     found[found <= COPY * np.linalg.norm(signatures, axis=1, keepdims=True)] = 0
     return np.where(found[:, 0] == 0, found[:, -1], found[:, 0])

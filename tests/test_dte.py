@@ -3,21 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from numpy.testing import assert_allclose, assert_array_equal
+from brute import brute_nearest
+from numpy.testing import assert_allclose
 from scipy.special import logsumexp  # type: ignore[import-untyped]
 from scipy.stats import invgamma, norm  # type: ignore[import-untyped]
-from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
 
 from diffad_jax import dte
-from diffad_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
-
-
-def brute_nearest(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | float = 1.0) -> np.ndarray:
-    distances = np.linalg.norm(x[:, None].astype(float) - bank[None], axis=-1) / units
-    return np.sort(distances, axis=1)[:, :k]
 
 
 def test_inverse_gamma_likelihood_is_that_of_scipy() -> None:
@@ -55,34 +48,6 @@ def test_non_parametric_takes_the_mean_square_of_five_neighbours() -> None:
     assert_allclose(dte.non_parametric(x, bank), (brute_nearest(x, bank, 5) ** 2).mean(axis=1) / 5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(40, 3), (1500, 3), (300, 80)])
-def test_neighbours_are_those_of_scikit_learn_at_any_size(
-    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bank, x = RNG.normal(size=shape).astype(np.float32), RNG.normal(size=(600, shape[1])).astype(np.float32)
-    expected = NearestNeighbors(n_neighbors=4).fit(bank).kneighbors(x)[0]
-    assert_allclose(dte.knn_distances(x, bank, 4), expected, rtol=1e-4)
-    units = RNG.uniform(0.5, 2, len(bank))
-    assert_allclose(dte.knn_distances(x, bank, 4, units), brute_nearest(x, bank, 4, units), rtol=1e-4)
-    # A datum's score is its own, wherever the batches are cut.
-    assert_array_equal(dte.knn_distances(x[500:], bank, 4), dte.knn_distances(x, bank, 4)[500:])
-    with pytest.raises(InputError, match="k: found 41"):
-        dte.knn_distances(x, bank[:40], 41)
-
-
-def test_the_nearest_is_found_where_squares_lose_its_digits() -> None:
-    """Two groups far apart, so that no middle is near them: among a group's rows the quick distances are noise."""
-    side = np.where(np.arange(16) % 2, 1e3, -1e3)[:, None]
-    bank = (side + 0.01 * RNG.normal(size=(16, 4))).astype(np.float32)
-    x = (side + 0.01 * RNG.normal(size=(16, 4))).astype(np.float32)
-    assert_allclose(dte.knn_distances(x, bank, 1), brute_nearest(x, bank, 1), rtol=1e-4)
-
-
-def test_copies_far_from_the_origin_are_at_distance_0() -> None:
-    bank = (RNG.normal(size=(50, 4)) + 1000).astype(np.float32)
-    assert_array_equal(dte.knn_distances(bank, bank, 1), 0)
-
-
 def test_adaptive_measures_in_the_units_of_each_neighbourhood() -> None:
     bank = np.concatenate([RNG.normal(size=(60, 3)), 20 + 3 * RNG.normal(size=(60, 3))]).astype(np.float32)
     leave_one_out = brute_nearest(bank, bank, 4)[:, 1:]
@@ -100,14 +65,6 @@ def test_bandwidths_of_copies_are_finite() -> None:
     mostly = np.concatenate([np.zeros((30, 2)), RNG.normal(size=(9, 2))]).astype(np.float32)
     h = dte.bandwidths(mostly)
     assert (h > 0).all() and np.isfinite(h).all()
-
-
-def test_banks_are_thinned_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = np.arange(100.0)[:, None]
-    assert dte.thinned(rows, 0) is rows
-    monkeypatch.setattr(dte, "MAX_BANK_ROWS", 20)
-    first, again, other = (dte.thinned(rows, seed) for seed in (0, 0, 1))
-    assert len(np.unique(first)) == 20 and np.array_equal(first, again) and not np.array_equal(first, other)
 
 
 def test_noise_has_the_variance_of_its_step_and_bins_are_sevenths() -> None:
@@ -143,10 +100,3 @@ def test_inverse_gamma_loss_is_least_at_the_true_scale() -> None:
     assert loss(best) < min(loss(best - 0.1), loss(best + 0.1))
     params = [(jnp.zeros((16, 1)), jnp.full(1, 0.3))]
     assert_allclose(dte.inverse_gamma_score(params, x_t[:2]), least + np.log1p(np.exp(0.3 + middle)), rtol=1e-5)
-
-
-def test_distances_far_from_the_origin_are_those_near_it() -> None:
-    bank = 1e-3 * np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32)
-    near = dte.knn_distances(bank[:100], bank, 5)
-    far = dte.knn_distances(bank[:100] + np.float32(10), bank + np.float32(10), 5)
-    np.testing.assert_allclose(far, near, atol=5e-6)

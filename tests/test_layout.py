@@ -21,7 +21,16 @@ ORDER = [
         {"objectives"},
         {"samplers"},
     ],
-    *[{"scores"}, {"calibration", "patches"}, {"memory"}, {"dte"}, {"nearness"}, {"models"}, {"training"}, {"data"}],
+    *[
+        {"scores"},
+        {"calibration", "patches"},
+        {"memory"},
+        {"neighbours"},
+        {"dte", "nearness"},
+        {"models"},
+        {"training"},
+        {"data"},
+    ],
     *[{"metrics", "pixel_metrics", "pseudo"}, {"baselines"}, {"figures", "pages"}, {"checkpoint"}, {"logs"}],
     *[
         {"sharding"},
@@ -47,6 +56,7 @@ MATHEMATICS = [
     "scores",
     "calibration",
     "memory",
+    "neighbours",
     "nearness",
 ]
 

@@ -1,0 +1,54 @@
+"""Nearest neighbours against scikit-learn and brute force, where float32 makes them hard to tell."""
+
+import numpy as np
+import pytest
+from brute import brute_nearest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
+
+from diffad_jax import neighbours
+from diffad_jax.errors import InputError
+from diffad_jax.neighbours import knn_distances, thinned
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (1500, 3), (300, 80)])
+def test_neighbours_are_those_of_scikit_learn_at_any_size(shape: tuple[int, int]) -> None:
+    bank, x = RNG.normal(size=shape).astype(np.float32), RNG.normal(size=(600, shape[1])).astype(np.float32)
+    expected = NearestNeighbors(n_neighbors=4).fit(bank).kneighbors(x)[0]
+    assert_allclose(knn_distances(x, bank, 4), expected, rtol=1e-4)
+    units = RNG.uniform(0.5, 2, len(bank))
+    assert_allclose(knn_distances(x, bank, 4, units), brute_nearest(x, bank, 4, units), rtol=1e-4)
+    # A datum's score is its own, wherever the batches are cut.
+    assert_array_equal(knn_distances(x[500:], bank, 4), knn_distances(x, bank, 4)[500:])
+    with pytest.raises(InputError, match="k: found 41"):
+        knn_distances(x, bank[:40], 41)
+
+
+def test_the_nearest_is_found_where_squares_lose_its_digits() -> None:
+    """Two groups far apart, so that no middle is near them: among a group's rows the quick distances are noise."""
+    side = np.where(np.arange(16) % 2, 1e3, -1e3)[:, None]
+    bank = (side + 0.01 * RNG.normal(size=(16, 4))).astype(np.float32)
+    x = (side + 0.01 * RNG.normal(size=(16, 4))).astype(np.float32)
+    assert_allclose(knn_distances(x, bank, 1), brute_nearest(x, bank, 1), rtol=1e-4)
+
+
+def test_copies_far_from_the_origin_are_at_distance_0() -> None:
+    bank = (RNG.normal(size=(50, 4)) + 1000).astype(np.float32)
+    assert_array_equal(knn_distances(bank, bank, 1), 0)
+
+
+def test_banks_are_thinned_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.arange(100.0)[:, None]
+    assert thinned(rows, 0) is rows
+    monkeypatch.setattr(neighbours, "MAX_BANK_ROWS", 20)
+    first, again, other = (thinned(rows, seed) for seed in (0, 0, 1))
+    assert len(np.unique(first)) == 20 and np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_distances_far_from_the_origin_are_those_near_it() -> None:
+    bank = 1e-3 * np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32)
+    near = knn_distances(bank[:100], bank, 5)
+    far = knn_distances(bank[:100] + np.float32(10), bank + np.float32(10), 5)
+    np.testing.assert_allclose(far, near, atol=5e-6)
