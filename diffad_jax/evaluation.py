@@ -16,7 +16,7 @@ from diffad_jax.data.dataset import Chosen, Rows, evenly_spaced
 from diffad_jax.errors import InputError
 from diffad_jax.memory import Memory
 from diffad_jax.metrics import threshold
-from diffad_jax.sharding import data_mesh, gather, on, own, replicate, split
+from diffad_jax.sharding import data_mesh, gather, on, own_rows, replicate, split
 from diffad_jax.training import Params
 
 MEMORY, FISHER = "memory", "fisher"
@@ -96,7 +96,7 @@ def in_batches(function: Callable[[np.ndarray], Any], x: Rows, batch_size: int) 
     ahead in a thread, and results are fetched one batch late, so that the device waits for neither. Of several processes
     each reads its own rows of a batch and has the results of all.
     """
-    rows = own(batch_size)
+    rows = own_rows(batch_size)
     share = rows.stop - rows.start
 
     def read(start: int) -> np.ndarray:

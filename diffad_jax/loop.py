@@ -22,7 +22,7 @@ from diffad_jax.data.dataset import Rows
 from diffad_jax.data.pipeline import Batches, Pipeline, read_ahead
 from diffad_jax.errors import RunFailed
 from diffad_jax.logs import Log
-from diffad_jax.sharding import Parallel, by_jit, data_mesh, made, own
+from diffad_jax.sharding import Parallel, by_jit, data_mesh, make_state, own_rows
 from diffad_jax.training import Batch, Params, Training, TrainState, make_dispatch
 
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
@@ -77,7 +77,7 @@ def fit(
     num_steps, batch_size = settings.num_steps, settings.batch_size
     key = jax.random.key(seed)
     dispatches: dict[int, Any] = {}
-    place = np.arange(batch_size)[own(batch_size)]
+    place = np.arange(batch_size)[own_rows(batch_size)]
     parallel = parallel or by_jit(data_mesh(batch_size))
     shapes = jax.eval_shape(init)
     like = jax.tree.map(
@@ -88,7 +88,7 @@ def fit(
         Log(workdir) if jax.process_index() == 0 else nullcontext() as log,
         _Signals() as signals,
     ):
-        state = checkpoints.restore(like) or made(init, parallel)
+        state = checkpoints.restore(like) or make_state(init, parallel)
         first = step = int(state.step)
         seconds = checkpoints.seconds(first)
         started = time.perf_counter()
@@ -101,7 +101,7 @@ def fit(
             settings.steps_per_dispatch,
             pipeline.flip,
             pipeline.crop,
-            own(batch_size),
+            own_rows(batch_size),
         )
         with (
             tqdm(

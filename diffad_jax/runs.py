@@ -25,7 +25,7 @@ from diffad_jax.noise import keys_for
 from diffad_jax.process import check_process
 from diffad_jax.ranges import check_ranges, check_sections
 from diffad_jax.settings import parallel_of, pipeline_of, scoring_of, training_of
-from diffad_jax.sharding import data_mesh, mean_over_devices, on, own, split
+from diffad_jax.sharding import data_mesh, mean_over_devices, on, own_rows, split
 from diffad_jax.training import Loss, Params, Training, TrainState, init_state, make_optimizer, make_train_step
 from diffad_jax.workdir import Statistics, flatten, save_config, save_data
 
@@ -153,8 +153,8 @@ def make_validate(loss: Loss, x_0: np.ndarray, seed: int, batch_size: int) -> Ca
 
     def validate(params: Params) -> Array:
         parts = np.split(place, count)
-        own_rows = (part[own(batch_size)] for part in parts)
-        losses = [compiled(params, *split((x_0[i % len(x_0)], u[i], i), mesh)) for i in own_rows]
+        mine = (part[own_rows(batch_size)] for part in parts)
+        losses = [compiled(params, *split((x_0[i % len(x_0)], u[i], i), mesh)) for i in mine]
         return sum(losses, jnp.zeros(())) / count
 
     return validate

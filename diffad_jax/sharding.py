@@ -74,7 +74,7 @@ def _put(x: Any, sharding: NamedSharding) -> Any:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: np.asarray(x)[index])
 
 
-def own(batch_size: int) -> slice:
+def own_rows(batch_size: int) -> slice:
     """The rows of a batch that this process makes."""
     share = batch_size // jax.process_count()
     return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
@@ -172,7 +172,7 @@ def by_pmap(mesh: Mesh) -> Parallel:
     return Parallel(whole, partial(replicate, mesh=mesh), put_batches, compile)
 
 
-def made(init: Callable[[], TrainState], parallel: Parallel) -> TrainState:
+def make_state(init: Callable[[], TrainState], parallel: Parallel) -> TrainState:
     """The state that the pure `init` makes, before a first step (its average is its parameters), in place on all devices.
 
     With one device it is made there, whose step may take its memory over. Where there are more the parameters alone are drawn

@@ -37,7 +37,7 @@ from diffad_jax.evaluation import make_levels
 from diffad_jax.loop import TrainStep, fit
 from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.settings import parallel_of, scoring_of
-from diffad_jax.sharding import Parallel, made
+from diffad_jax.sharding import Parallel, make_state
 from diffad_jax.training import Batch, Training, TrainState, make_dispatch
 from diffad_jax.workdir import save_json
 from experiments import cli, hlo
@@ -89,7 +89,7 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
     system, init, step, training = runs.define(config, shape)
     batch_size, count = training.batch_size, training.steps_per_dispatch
     parallel = parallel_of(config, training)
-    state, key = made(init, parallel), jax.random.key(0)
+    state, key = make_state(init, parallel), jax.random.key(0)
     dispatch = make_dispatch(step, count, parallel.compile)
     rng = np.random.default_rng(0)
     data = rng.standard_normal((2 * batch_size, *system.shape), np.float32)

@@ -26,7 +26,7 @@ from diffad_jax.models.attention import attention
 from diffad_jax.ranges import check_ranges
 from diffad_jax.runs import define
 from diffad_jax.settings import parallel_of
-from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, made, mean_over_devices, on, shard, split
+from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, make_state, mean_over_devices, on, shard, split
 from diffad_jax.training import Batch, Params, Training, TrainState, init_state, make_dispatch, make_train_step
 from diffad_jax.workdir import Statistics
 
@@ -130,7 +130,7 @@ def made_on_many() -> tuple[list[tuple[Any, Any]], int, int]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_get", counted)
-        state = made(init, parallel)
+        state = make_state(init, parallel)
     one = init()
     jax.tree.map(lambda x, where: (x.sharding == where) or pytest.fail("out of place"), state, parallel.shardings(one))
     pairs = list(zip(map(np.asarray, jax.tree.leaves(state)), map(np.asarray, jax.tree.leaves(one)), strict=True))
