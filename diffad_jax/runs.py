@@ -27,7 +27,7 @@ from diffad_jax.ranges import check_ranges, check_sections
 from diffad_jax.settings import parallel_of, pipeline_of, scoring_of, training_of
 from diffad_jax.sharding import data_mesh, mean_over_devices, on, own_rows, split
 from diffad_jax.training import Loss, Params, Training, TrainState, init_state, make_optimizer, make_train_step
-from diffad_jax.workdir import Statistics, flatten, save_config, save_data
+from diffad_jax.workdir import Statistics, as_json, flatten, save_config, save_data
 
 
 def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable[[], TrainState], Any, Training]:
@@ -79,7 +79,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     anything is compiled, on what a config may not hold and on a workdir of another run; `loop.fit` raises the rest.
     """
     writes = jax.process_index() == 0
-    distributed.check_alike({**flatten(config.to_dict()), "its training rows": fingerprint(dataset.train)})
+    distributed.check_alike({**flatten(as_json(config)), "its training rows": fingerprint(dataset.train)})
     with distributed.together():
         finished = writes and _finished(config, dataset, workdir)
     if distributed.told("finished" if finished else "")[0]:

@@ -42,6 +42,12 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_atomically(path, content.getbuffer())
 
 
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """What config.json holds of a config."""
+    found: dict[str, Any] = json.loads(config.to_json_best_effort())
+    return found
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"config.a.b": 1}."""
     flat: dict[str, Any] = {}
@@ -62,7 +68,7 @@ def save_config(workdir: Path, config: ConfigDict) -> None:
 
     Keys of LAYOUT may differ.
     """
-    claim(workdir / "config.json", json.loads(config.to_json_best_effort()), "config", "work directory", LAYOUT)
+    claim(workdir / "config.json", as_json(config), "config", "work directory", LAYOUT)
 
 
 def save_data(workdir: Path, dataset: Dataset) -> None:
