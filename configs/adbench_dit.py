@@ -1,4 +1,4 @@
-"""A small DiT on ADBench sets: tokens are runs of 64 whitened features; everything else as in configs/adbench.py.
+"""A small DiT on ADBench sets: tokens are runs of 64 whitened features; data, process and score as in configs/adbench.py.
 
 python -m experiments.train --config configs/adbench_dit.py --config.data.path=FOLDER --workdir runs/adbench_dit
 python -m experiments.evaluate --workdir runs/adbench_dit

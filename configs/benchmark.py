@@ -4,7 +4,7 @@
 `gpu`, in bfloat16: `dit_xl_16` and `dit_b_16` (configs/imagenet224_dit.py) and `unet_64` (configs/imagenet64_unet.py), where
 memory allows keeping everything for the backward pass and laying the transformer's blocks out one after the other.
 
-    python -m experiments.benchmark --config configs/benchmark.py:unet
+    python -m experiments.benchmark --config configs/benchmark.py:unet --shape 32,32,3
 """
 
 from ml_collections import ConfigDict

@@ -5,10 +5,10 @@
     python -m experiments.evaluate --workdir runs/imagenet224
 
 FOLDER holds train/<class> and val/<class>, or <class> alone, half of whose normals then train. The argument is the size of
-the network and the side of its patches: S/16, B/16 (the default), L/16 or XL/16, of 33, 131, 459 and 675 million parameters.
+the network and the side of its patches: S/16, B/16 (the default), L/16 or XL/16, of 33, 131, 458 and 675 million parameters.
 
 Hardware: an accelerator with bfloat16; with few steps S/16 trains on a CPU. One H200 trains B/16 on 3,743 pictures/s and
-XL/16 on 828, in 70 GiB, given `--config.model.remat=none --config.model.unroll=12` and 28 (docs/performance.md). Result: not
+XL/16 on 828, in 69 GiB, given `--config.model.remat=none --config.model.unroll=12` and 28 (docs/performance.md). Result: not
 run.
 """
 

@@ -1,4 +1,4 @@
-"""A DiT for 2 CPU cores on ImageNet's pictures at 224x224; data and everything else as in configs/imagenet224_dit.py.
+"""A DiT for 2 CPU cores on ImageNet's pictures at 224x224; data and kind of score as in configs/imagenet224_dit.py.
 
 python -m experiments.train --config configs/imagenet224_small.py --config.data.path=FOLDER \
     --config.data.normal_class=CLASS --workdir runs/imagenet224

@@ -1,6 +1,6 @@
 """Training objectives: L_simple and its weightings, the variational bound term by term, and their hybrid.
 
-Every loss is a value per datum, [B]. The bound is in nats per datum; `bits_per_dim` converts.
+Every loss is a value per datum, [B]. The bound is in nats per datum, `bound_estimate` in bits/dim.
 """
 
 import math

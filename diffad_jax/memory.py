@@ -32,7 +32,7 @@ class Memory(NamedTuple):
     """What is kept of normals with F statistics at h x w places.
 
     mean, scale: [h, w, F], of each statistic at each place. whitening: [F, F]. bank: [M, F], whitened statistics. unit: [],
-    the mean distance of a place of a normal from other normals.
+    the mean squared distance of a place of a normal from other normals, divided by F.
     """
 
     mean: Array
@@ -99,6 +99,7 @@ def read(memory: Memory, maps: Array) -> tuple[Array, Array]:
 
     At each place d / m - 1, d the squared distance to the nearest window of the bank (`nearest`) and m the `unit`: about 0
     for normals. The score is the mean of the highest hundredth of the places, the map is interpolated between them.
+    Raises InputError where the maps have another number of places than the memory.
     """
     statistics = local_statistics(maps)
     if statistics.shape[1:3] != memory.mean.shape[:2]:

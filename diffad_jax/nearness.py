@@ -1,6 +1,6 @@
 """How far is a datum from the nearest normal? The question that a denoiser does not answer.
 
-Whether its errors are usual says nothing of where a datum lies among the normals. The distance to the nearest is the
+Whether its errors are usual says nothing of where a datum lies among the normals. The distance to the nearest grows with the
 non-parametric estimate of diffusion time (`dte.non_parametric` with one neighbour). Pictures are compared after global
 contrast normalisation: in raw pixels brightness and contrast decide, which tell little of what is shown (docs/pictures.md).
 """

@@ -93,12 +93,13 @@ VARIANCES = ("small", "large", "learned")
 def reverse_log_variance(
     process: Process, prediction: Prediction, s: Array, t: Array, variance: str = "small"
 ) -> Array:
-    """The log variance of p(x_s | x_t), broadcastable to x_t; s, t: [] or [B]. Raises InputError on another `variance`.
+    """The log variance of p(x_s | x_t), broadcastable to x_t; s, t: [] or [B].
 
     "small" log beta_tilde, the posterior's; "large" log beta, the transition's (Ho et al. 2020, section 3.2); "learned"
     fraction log beta + (1 - fraction) log beta_tilde (Nichol & Dhariwal 2021, eq. 15). At s = 0 the posterior has no
     variance, and that of the step above, from 2t to t, stands in for it, but no less than sigma_t^2 / 2: on a fine grid of
-    noise levels it tends to 0, while what x_t leaves open of x_0 does not.
+    noise levels it tends to 0, while what x_t leaves open of x_0 does not. The same stands in for "large" there.
+    Raises InputError on another `variance`, and on "learned" where the prediction has no fraction.
     """
     check_choice("variance", variance, VARIANCES)
     first = s <= 0

@@ -21,7 +21,7 @@ class Sampler(NamedTuple):
     """step(denoise, x_t, t, s, key, memory) -> (x_s, memory), and init(x) -> memory; t and s are scalars.
 
     Noise is drawn by `noise.gaussian(key, x_t)`, which knows all kinds of keys. A multistep method, which knows neither the
-    first nor the last time, marks in its memory that there is no step before, as `dpm_solver_2m` does by a log_snr of inf.
+    first nor the last time, marks in its memory that there is no step before, as `dpm_solver_2m` does by a lambda of -inf.
     """
 
     step: Callable[[Denoise, Array, Array, Array, Key, Any], tuple[Array, Any]]

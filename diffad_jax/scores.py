@@ -163,8 +163,8 @@ def reconstruction(
     """The paper's score: the distance between x_0 and its reconstruction from partial noise.
 
     For each level t* of `times`: mean over num_draws draws of d(x_0, denoised(alpha x_0 + sigma eps)); draws come in
-    antithetic pairs eps, -eps, of a sampler's noise too, which takes its ups and downs out of the mean. num_steps = 1 with
-    a deterministic sampler is the one-step denoising error, d(x_0, x_0_theta(x_t, t*)).
+    antithetic pairs eps, -eps (an odd last one alone), of a sampler's noise too, which takes its ups and downs out of the
+    mean. num_steps = 1 with a deterministic sampler is the one-step denoising error, d(x_0, x_0_theta(x_t, t*)).
     bias: after the L levels of the error come L of d(x_0, mean of the draws' reconstructions): what is left when the share of
     the noise is averaged away (error = bias + variance where d is "l2").
     gradients: after those come L and L of the `squared_steps`, down and across, of b = x_0 - mean of the reconstructions.
@@ -229,8 +229,10 @@ def encode_decode(
     """Deterministic reconstruction: DDIM inversion up to t*, then DDIM back (Song et al. 2021, section 4.3). No noise.
 
     As in the published code, x_0 is taken to lie at the first time of the grid. The sampler is DDIM, whatever a run's is.
-    Raises InputError on an unknown distance.
+    Raises InputError on an unknown distance, and where num_steps is 1, which leaves no step to go up.
     """
+    if num_steps < 2:
+        raise InputError(f"config.score.num_steps: found {num_steps}, allowed for encode_decode is 2 or more")
     sampler, measure = samplers.ddim(process), distance_named(distance)
 
     def score(denoise: Denoise, x_0: Array, key: Array) -> Array:

@@ -5,8 +5,8 @@ python -m experiments.figure1 --data_dir FOLDER --out DIR [--normal animal] [--r
 
 FOLDER holds a folder of pictures for each class, see `folders.class_folders`. The two networks are trained at every
 resolution in DIR/runs, with patches that grow with the picture (`scalability.scaled`). Writes results.csv, figure1.png and
-figure1.md into DIR, and run.json, which tells what of. A command that was stopped goes on; what failed is tried again. Seed s
-splits the data by s + 1.
+figure1.md into DIR, and run.json and data.json, which tell what of. A command that was stopped goes on; what failed is
+tried again. Seed s splits the data by s + 1.
 """
 
 import hashlib

@@ -5,9 +5,10 @@ python -m experiments.score --workdir runs/mine --input embeddings.npz --out sco
 
 A file is an `.npz` of X or an `.npy`, and the path of a row is its number, from 0. Writes scores.csv into OUT: path, score,
 probability (1 - conformal p-value among the training normals, no probability of an anomaly), label (1: anomalous by the
-threshold of the normals), and with --heat_maps a PNG for each picture. A command that was stopped goes on, pictures that
-have come since are added, and those that have changed are scored again. What cannot be read is listed in unreadable.csv and
-tried again the next time; with --on_error=fail the first such file ends the command with exit code 2.
+threshold of the normals), and with --heat_maps a PNG for each picture. Of a folder, a command that was stopped goes on,
+pictures that have come since are added, and those that have changed are scored again; the rows of a file are scored anew.
+What cannot be read is listed in unreadable.csv and tried again the next time; with --on_error=fail the first such file ends
+the command with exit code 2.
 """
 
 from pathlib import Path

@@ -2,9 +2,9 @@
 
 python -m experiments.table1 --data_dir FOLDER --out DIR [--protocol clean|paper] [--seeds N] [--methods A,B] [--rows X,Y]
 
-Writes results.csv and results.json, table.md and table.html with its curves/ into DIR, and run.json, which tells what of. A
-run that was stopped continues; what failed is tried again. Seed 0 keeps the order of the file; each later seed shuffles the
-normals before the split and seeds the models.
+Writes results.csv and results.json, table.md and table.html with its curves/ into DIR, and run.json and data.json, which
+tell what of. A run that was stopped continues; what failed is tried again. Seed 0 keeps the order of the file; each later
+seed shuffles the normals before the split and seeds the models.
 """
 
 import hashlib

@@ -95,6 +95,13 @@ def test_encode_decode_returns_gaussian_data() -> None:
     assert errors[-1].max() < 0.01
 
 
+def test_scores_that_need_two_steps_say_so() -> None:
+    p = PROCESSES["cosine"]
+    for score in (lambda: scores.encode_decode(p, num_steps=1), lambda: scores.bound(p, gaussian_decoder(), 1)):
+        with pytest.raises(InputError, match="config.score.num_steps: found 1, allowed for .* is 2 or more"):
+            score()
+
+
 def test_bound_is_above_and_near_the_negative_log_density() -> None:
     """The step to 0 and the shortest ones with beta_tilde for a variance cost under a nat a dimension."""
     p, x_0 = PROCESSES["linear"], np.asarray(MEAN + np.array([[0.0], [2.0], [5.0]]) * DEVIATION, np.float32)
