@@ -159,7 +159,9 @@ def _with_config(argv: list[str], flag: str, default: str | None) -> list[str]:
         return argv
     file = Path(specified.partition(":")[0])
     if not file.is_file():
-        _fail(f"--{flag}: {file} is no file; {suggestion(str(file), map(str, sorted(file.parent.glob('[!_]*.py'))))}")
+        there = [str(other) for other in sorted(file.parent.glob("[!_]*.py"))]
+        hint = suggestion(str(file), there) if there else "the configs lie in the checkout, which is where to run this"
+        _fail(f"--{flag}: {file} is no file; {hint}")
     try:
         config: Any = flags.FLAGS[flag].parser.parse(specified)
     except Exception as error:  # of the file's own code
