@@ -5,6 +5,7 @@ from numpy.testing import assert_allclose
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
+from diffad_jax import evaluation
 from diffad_jax.calibration import COMBINATIONS, calibrate, fisher, per_datum, standardised_mean, typicality
 from diffad_jax.evaluation import fit_calibration
 
@@ -134,3 +135,9 @@ def test_levels_and_distances_without_spread_stay_finite(levels: np.ndarray, dis
         assert np.isfinite(
             np.asarray(combine(calibration, jnp.asarray(levels, jnp.float32), jnp.asarray(distances)))
         ).all()
+
+
+def test_what_is_no_number_scores_highest() -> None:
+    judge = calibrate(np.random.default_rng(0).gamma(2, size=(2, 20)))
+    found = evaluation.reading(judge, "typicality", jnp.zeros((3, 4)), jnp.full((2, 3), jnp.nan))
+    assert (np.asarray(found.scores) == evaluation.HIGHEST).all()

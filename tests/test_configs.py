@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import benchmark, digits
+from configs import _pictures, benchmark, digits
 from diffad_jax import runs, settings
 from diffad_jax.data.loading import load
 from diffad_jax.errors import InputError
@@ -43,3 +43,9 @@ def test_a_network_of_the_benchmark_is_taken(name: str) -> None:
     config, shape = benchmark.get_config(name), benchmark.SHAPES[name]
     system, init, *_ = runs.define(config, shape)
     runs.check(system, jax.eval_shape(init).params, shape, config.scoring.get("combination", ""))
+
+
+def test_pictures_of_classes_are_compared_in_colours_and_either_side_may_be_named() -> None:
+    assert _pictures.of_classes("svhn", "3").score.colours and "colours" not in _pictures.get_config().score
+    data = _pictures.of_classes("svhn", "anomalous:1").data
+    assert data.anomalous_class == "1" and "normal_class" not in data

@@ -20,6 +20,7 @@ from diffad_jax.data.adbench import adbench, adbench_names
 from diffad_jax.data.dataset import Chosen, Rows, fingerprint, one_class_split
 from diffad_jax.data.digits import digits
 from diffad_jax.data.npz import read_npz
+from diffad_jax.data.pictures import PictureFiles
 from diffad_jax.data.raw import labelled, mnist_c, pictures, unlabelled
 from diffad_jax.errors import InputError
 
@@ -493,3 +494,45 @@ def test_transforms_refuse_what_they_were_not_fitted_for(wide: np.ndarray) -> No
     for name, options, message in cases:
         with pytest.raises(InputError, match=message):
             transforms.fit(name, wide, **options)
+
+
+def test_true_is_no_number() -> None:
+    with pytest.raises(InputError, match="config.transform.shrinkage: found True, allowed is a number"):
+        transforms.fit("whiten", table()[0], shrinkage=True)
+
+
+def test_a_column_of_one_value_keeps_its_scale() -> None:
+    """0.1 is no sum of powers of 2: its deviation comes out as 1e-17."""
+    X = np.random.default_rng(0).normal(size=(10, 2))
+    X[:, 0] = 0.1
+    assert transforms.fit("standardise", X).arrays["scale"][0] == 1
+
+
+def test_columns_that_float32_would_round_stay_float64() -> None:
+    X = 2.0**24 + 4 * np.random.default_rng(0).normal(size=(40, 1))  # of 2 from one float32 to the next
+    assert dataset.checked(X, np.arange(40) % 2, "x")[0].dtype == np.float64
+
+
+def test_the_first_bad_row_is_counted_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "CHUNK_VALUES", 4)
+    rows = np.zeros((10, 2))
+    rows[[7, 9]] = np.nan
+    assert dataset.first_nonfinite(rows) == (2, 7)
+
+
+def test_fingerprints_tell_shapes_apart() -> None:
+    two, three = (fingerprint(PictureFiles([Path("a.png")] * n, 8, 1, "crop")) for n in (2, 3))
+    assert two != three
+    assert fingerprint(np.ones((2, 6))) != fingerprint(np.ones((3, 4)))
+
+
+def test_mapped_arrays_may_lie_column_by_column_but_hold_no_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(npz, "MAPPED_BYTES", 0)
+    X = np.asfortranarray(np.arange(12.0).reshape(4, 3))
+    np.savez(tmp_path / "a.npz", X=X, y=np.arange(4))
+    assert_array_equal(read_npz(tmp_path / "a.npz")[0], X)
+    np.savez(tmp_path / "b.npz", X=np.array([1, "a"], object), y=np.arange(2))
+    with pytest.raises(InputError, match="b.npz: cannot be read as numbers .*pickled"):
+        read_npz(tmp_path / "b.npz")

@@ -100,3 +100,8 @@ def test_inverse_gamma_loss_is_least_at_the_true_scale() -> None:
     assert loss(best) < min(loss(best - 0.1), loss(best + 0.1))
     params = [(jnp.zeros((16, 1)), jnp.full(1, 0.3))]
     assert_allclose(dte.inverse_gamma_score(params, x_t[:2]), least + np.log1p(np.exp(0.3 + middle)), rtol=1e-5)
+
+
+def test_three_columns_need_no_floor() -> None:
+    x, bank = np.zeros((1, 3), np.float32), np.full((5, 3), 2.0, np.float32)
+    assert_allclose(dte.non_parametric(x, bank), 12 / 3, rtol=1e-5)

@@ -11,6 +11,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
+from diffad_jax.data import folders
 from diffad_jax.data.dataset import Dataset, class_setting, select_classes
 from diffad_jax.data.folders import class_folders, labelled_folder, mvtec, npz_classes, npz_classes_each, picture_folder
 from diffad_jax.data.loading import load
@@ -440,3 +441,16 @@ def test_labels_are_those_of_the_sub_folders(tmp_path: Path) -> None:
     assert labels.tolist() == [1, 0, 1]
     with pytest.raises(InputError, match="needs pictures in a sub-folder named good, normal, 0"):
         labelled_folder(tmp_path / "crack")
+
+
+def test_the_half_that_trains_is_drawn_by_seed() -> None:
+    files = {0: [Path(str(i)) for i in range(20)]}
+    one, again, two = (folders._halved(files, [0], seed)[0][0] for seed in (1, 1, 2))
+    assert one == again and set(one) != set(two)
+
+
+def test_good_may_be_written_large(tmp_path: Path) -> None:
+    for kind in ("Good", "hole"):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / kind / "a.png")
+    assert labelled_folder(tmp_path)[1].tolist() == [0, 1]

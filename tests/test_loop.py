@@ -27,7 +27,7 @@ from diffad_jax.data.dataset import Rows
 from diffad_jax.data.pipeline import Pipeline, batch_rows
 from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.logs import Log
-from diffad_jax.loop import Diverged, Fitted, Stopped, TrainStep, fit
+from diffad_jax.loop import Diverged, Fitted, Stopped, TrainStep, _Signals, fit
 from diffad_jax.noise import gaussian
 from diffad_jax.training import Batch, Params, Training, TrainState, init_state, make_train_step
 
@@ -462,3 +462,35 @@ def test_an_enormous_learning_rate_diverges(tmp_path: Path) -> None:
 
     with pytest.raises(Diverged):
         fitted(tmp_path, 50, step, init=init)
+
+
+def test_what_was_set_aside_before_gives_way(tmp_path: Path) -> None:
+    for place in ("3/new", "unread-3/old"):
+        (tmp_path / place).mkdir(parents=True)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints._set_aside([3])
+    assert [path.name for path in (tmp_path / "unread-3").iterdir()] == ["new"]
+
+
+def test_a_checkpoint_with_more_arrays_is_of_another_model(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"a": jnp.zeros(2), "b": jnp.zeros(3)})
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="holds another model, differing in b "):
+        checkpoints.restore({"a": jnp.zeros(2)})
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"loss": null}'])
+def test_a_loss_that_is_none_costs_no_more_than_the_loss(tmp_path: Path, content: str) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"a": jnp.zeros(2)}, loss=1.0)
+    (file,) = tmp_path.glob("*/metrics/metrics")
+    file.write_text(content)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 1 and not file.exists()
+
+
+def test_a_second_signal_acts_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), _Signals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        signal.raise_signal(signal.SIGINT)

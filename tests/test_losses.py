@@ -1,5 +1,6 @@
 """The objectives against their definitions, and the bound against the exact likelihood of Gaussian data."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -275,3 +276,45 @@ def test_hybrid_trains_the_variance_alone_by_the_bound() -> None:
     assert_allclose(gradient[:, :6], (output[:, :6] - eps) / 3, rtol=1e-5, atol=1e-7)
     assert np.isfinite(gradient).all()
     assert (np.abs(gradient[:, 6:]) > 1e-6).all()
+
+
+# --- objectives ------------------------------------------------------------------------------------------------------
+
+
+def off(x_t: Array, t: Array) -> Prediction:
+    """A denoiser that sees nothing but noise."""
+    return Prediction(jnp.zeros_like(x_t), x_t, jnp.full_like(x_t, 0.3))
+
+
+def test_times_of_the_grid_are_never_0() -> None:
+    assert_allclose(objectives.grid_time(jnp.array([0.0, 0.4999, 0.5]), 2), [0.5, 0.5, 1.0])
+
+
+@pytest.mark.parametrize("weighting", ["edm", "min_snr"])
+def test_the_weighted_objective_is_weighted_as_asked(weighting: str) -> None:
+    p, x_0, u = PROCESSES["log_linear"], jnp.ones((4, 3)), jnp.array([0.1, 0.3, 0.6, 0.9])
+    found = objectives.weighted(p, 0.5, weighting, gamma=3.0)(off, x_0, u, x_0)
+    assert_allclose(found, losses.weight(p, objectives.grid_time(u), weighting, 3.0, 0.5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [objectives.hybrid, objectives.bound])
+def test_bounds_are_trained_at_the_times_of_their_chain(make: Callable[..., objectives.Objective]) -> None:
+    asked = []
+
+    def denoise(x_t: Array, t: Array) -> Prediction:
+        asked.append(t)
+        return off(x_t, t)
+
+    x_0 = jnp.ones((4, 3))
+    make(PROCESSES["linear"], losses.gaussian_decoder(), num_steps=4)(
+        denoise, x_0, jnp.array([0.0, 0.3, 0.6, 0.9]), x_0
+    )
+    assert_allclose(asked.pop(), [0.25, 0.5, 0.75, 1.0])
+
+
+def test_the_bound_is_trained_with_the_variance_that_is_asked_for() -> None:
+    p, x_0, eps, u = PROCESSES["linear"], jnp.ones((2, 3)), jnp.full((2, 3), 0.5), jnp.array([0.3, 0.9])
+    t, decoder = objectives.grid_time(u, 4), losses.gaussian_decoder()
+    x_t = diffuse(p, x_0, t, eps)
+    found = objectives.bound(p, decoder, 4, "large")(off, x_0, u, eps)
+    assert_allclose(found, losses.bound_estimate(p, off(x_t, t), x_0, x_t, t, decoder, 4, "large"), rtol=1e-5)

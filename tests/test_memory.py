@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
-from diffad_jax import detector, memory, runs
+from diffad_jax import detector, evaluation, memory, runs
 from diffad_jax.data.folders import mvtec
 from diffad_jax.errors import InputError
 from diffad_jax.folder_scores import BRIGHTEST, colours
@@ -158,3 +158,28 @@ def test_a_memory_is_refused_before_training_where_there_are_no_maps(tiles: Path
     with pytest.raises(InputError, match="'memory' needs a score with maps"):
         runs.train(config, mvtec(tiles, SIZE), tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_statistics_are_whitened_by_their_shrunk_correlations() -> None:
+    draw = np.random.default_rng(0)
+    statistics = draw.normal(size=(50, 3, 3, 4)) @ draw.normal(size=(4, 4))
+    whitening = memory.remember(statistics, 0)[0].whitening
+    rows = ((statistics - statistics.mean(axis=0)) / statistics.std(axis=0)).reshape(-1, 4)
+    shrunk = 0.8 * rows.T @ rows / len(rows) + 0.2 * np.eye(4)
+    assert_allclose(whitening.T @ shrunk @ whitening, np.eye(4), atol=1e-4)
+
+
+def test_a_bank_with_room_for_some_draws_from_all_normals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "BANK_ROWS", 20)
+    statistics = np.random.default_rng(0).normal(size=(10, 2, 2, 3)).astype(np.float32)
+    statistics[5:] += 9
+    remembered, _ = memory.remember(statistics, 0)
+    kept = np.asarray(remembered.bank) @ np.linalg.inv(remembered.whitening)
+    assert 0 < (kept.mean(axis=1) > 0).sum() < 20
+
+
+def test_the_scores_of_remembered_normals_are_kept_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    statistics = np.random.default_rng(0).normal(size=(12, 2, 2, 3)).astype(np.float32)
+    monkeypatch.setattr(evaluation, "make_summaries", lambda *_: lambda rows: statistics)
+    *_, scores = evaluation.fit_judge(None, None, statistics, statistics, "memory", 0, 4)  # type: ignore[arg-type]
+    assert (np.diff(scores) >= 0).all()

@@ -23,7 +23,7 @@ from processes import CONTEXT, start
 from diffad_jax import distributed
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.detector import load
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, out_of_memory
 from experiments import cli
 
 CONFIG = """
@@ -406,3 +406,25 @@ def test_the_environment_names_the_others(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("JAX_PROCESS_ID", "x")
     with pytest.raises(InputError, match="JAX_PROCESS_ID: found 'x'"):
         distributed.join()
+
+
+def test_slurm_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_STEP_NODELIST", raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert not distributed.named_by_environment()
+
+
+def test_tpu_chips_count_where_jax_is_to_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    monkeypatch.setattr(distributed, "find_spec", lambda name: True)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert not distributed._on_tpu()
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    assert distributed._on_tpu()
+
+
+def test_lack_of_memory_is_not_the_death_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    assert not distributed.of_another(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
+    assert distributed.of_another(jax.errors.JaxRuntimeError("UNAVAILABLE: connection closed"))
+    assert out_of_memory(MemoryError())

@@ -50,3 +50,10 @@ def test_what_patches_refuse() -> None:
     with pytest.raises(InputError, match="no maps to join"):
         score = scores.Score(lambda denoise, x, key: jnp.zeros((1, len(x))), 1)
         patchwise(score, 8, (9, 9)).maps(lambda x, t: None, jnp.zeros((1, 9, 9, 1)), jax.random.key(0))  # type: ignore[arg-type]
+
+
+def test_patches_give_way_to_each_other_gradually() -> None:
+    """Of two patches that overlap by two columns, one of zeros and one of twos."""
+    x = jnp.broadcast_to(jnp.arange(6.0)[None, None, :, None], (1, 4, 6, 1))
+    joined = over_patches(lambda patch: jnp.broadcast_to(patch[:, :1, :1, 0], (1, 1, 4, 4)), x, 4)
+    assert_allclose(joined[0, 0, 0], [0, 0, 2 / 3, 4 / 3, 2, 2], rtol=1e-6)

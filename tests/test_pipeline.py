@@ -13,7 +13,7 @@ import tiny
 from jax import Array
 from PIL import Image
 
-from diffad_jax import detector, runs, settings
+from diffad_jax import detector, runs, settings, workdir
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.pipeline import Batches, Pipeline, batch_rows, read_ahead
@@ -234,6 +234,7 @@ def test_the_held_out_loss_is_a_mean_over_whole_batches_with_the_same_noise_each
     [
         ({"keep": "bset"}, "config.training.keep: found 'bset'; did you mean 'best'. allowed are last, best"),
         ({"keep": "best"}, "config.training.keep: 'best' needs config.training.validation_rows"),
+        ({"validation_rows": 2.5}, "config.training.validation_rows: found 2.5, allowed are whole numbers"),
         ({"validation_rows": 0.05}, "config.training.validation_rows: found 0.05, which is 1 of 29 rows"),
         (
             {"validation_rows": 0.01, "keep": "best"},
@@ -276,6 +277,7 @@ def test_held_out_rows_calibrate_and_teach_nothing(tmp_path: Path, wanted: float
     ("pipeline", "words"),
     [
         ({"flips": True}, "config.pipeline.flips: .*did you mean 'flip'"),
+        ({"crop": 9}, "config.pipeline.crop: found 9, allowed is up to the 8 pixels"),
         ({"flip": True}, r"config.pipeline: flip and crop need pictures .*\(5,\)"),
     ],
 )
@@ -283,7 +285,7 @@ def test_pipelines_that_are_refused(pipeline: dict[str, object], words: str) -> 
     config = tiny.get_config()
     config.pipeline = pipeline
     with pytest.raises(InputError, match=words):
-        settings.pipeline_of(config, (5,))
+        settings.pipeline_of(config, (8, 12, 1) if "crop" in pipeline else (5,))
 
 
 # --- crops ------------------------------------------------------------------------------------------------------------
@@ -339,3 +341,22 @@ def test_a_model_of_patches_reads_whole_pictures(tmp_path: Path) -> None:
     config.pipeline.crop = 9
     with pytest.raises(InputError, match=r"config.pipeline.crop: found 9, allowed is up to the 8 pixels"):
         runs.train(config, Dataset("patches", PICTURES, PICTURES, labels), tmp_path / "other", progress=False)
+
+
+def test_crops_do_not_depend_on_the_steps_of_a_dispatch() -> None:
+    four, one = (Batches(PICTURES, 0, 3, 0, 4, steps, crop=4) for steps in (4, 1))
+    np.testing.assert_array_equal(four[0], np.concatenate([one[i] for i in range(4)]))
+
+
+def test_held_out_pictures_are_read_in_their_middle() -> None:
+    x = np.arange(48).reshape(1, 6, 8, 1)
+    np.testing.assert_array_equal(runs._middle(x, (2, 2, 1)), x[:, 2:4, 3:5])
+
+
+def test_a_directory_in_which_nothing_was_learnt_takes_other_data(tmp_path: Path) -> None:
+    config, rows = tiny.get_config("vectors"), np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    config.training.num_steps = 2
+    labels = np.repeat([0, 1], 20)
+    workdir.save_data(tmp_path, Dataset("begun", rows[:30], rows, labels))  # and killed before its first checkpoint
+    runs.train(config, Dataset("right", rows, rows, labels), tmp_path, progress=False)
+    assert Statistics.load(tmp_path).dataset == "right"

@@ -113,6 +113,7 @@ def test_a_chain_that_leaves_nothing_of_the_datum_is_refused() -> None:
     [
         (lambda t: 5 - 10 * t, "log_snr is 5 at t = 0, allowed is inf"),
         (lambda t: -2 * jnp.log(jnp.tan(jnp.pi / 2 * t)), "log_snr is -12.* at t = 0.999 and nan at 1;"),
+        (lambda t: jnp.where(t < 1, -jnp.log(t), -jnp.inf), "and -inf at 1; allowed are finite values"),
         (lambda t: 1 / t + 20 * jnp.maximum(t - 0.5, 0), "allowed are finite values that fall with t"),
     ],
 )
@@ -151,3 +152,9 @@ def test_who_shares_noise() -> None:
     folded = np.asarray(gaussian(noise.fold_in(keys, 1), x))
     assert_array_equal(folded[1], gaussian(noise.fold_in(keys[1], 1), x)[0])
     assert not np.isclose(folded, own).any()
+
+
+def test_the_offset_of_the_cosine_reaches_its_chain() -> None:
+    t = jnp.array([0.1, 0.5, 1.0])
+    expected = process.chain(process.cosine_betas(1000, 0.1)).log_snr(t)
+    assert_allclose(process.cosine(1000, 0.1).log_snr(t), expected)

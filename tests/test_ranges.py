@@ -19,7 +19,7 @@ from diffad_jax.data.loading import load
 from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.process import log_linear
-from diffad_jax.ranges import RANGES
+from diffad_jax.ranges import RANGES, check_ranges
 
 
 @pytest.mark.parametrize(
@@ -165,6 +165,10 @@ def test_a_run_may_be_laid_out_otherwise_when_it_goes_on(tmp_path: Path) -> None
     config.pipeline.flip = True
     with pytest.raises(InputError, match=r"another run's config, differing in config.pipeline.flip \(None there, True"):
         workdir.save_config(tmp_path, config)
+    config.pipeline = {}
+    del config.score.distance
+    with pytest.raises(InputError, match=r"differing in config.score.distance \('l2' there, None asked\)"):
+        workdir.save_config(tmp_path, config)
 
 
 def test_calibration_needs_two_finite_normals() -> None:
@@ -206,3 +210,8 @@ def test_statistics_without_a_part_are_named(tmp_path: Path) -> None:
         InputError, match="statistics.npz: is damaged or of an earlier version .it has .* of mean, scale, log_mean"
     ):
         workdir.Statistics.load(tmp_path)
+
+
+def test_a_bound_has_two_steps() -> None:
+    with pytest.raises(InputError, match="config.loss.num_steps: found 1, allowed are numbers from 2"):
+        check_ranges({"loss": {"num_steps": 1}})

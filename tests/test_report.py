@@ -5,16 +5,23 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from analytic import PROCESSES
+from ml_collections import ConfigDict
 from PIL import Image
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from sklearn.metrics import average_precision_score, roc_auc_score  # type: ignore[import-untyped]
 
-from diffad_jax import figures, report
+from diffad_jax import figures, report, samplers
+from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.metrics import auroc_by_group, bootstrap_intervals, metrics
+from diffad_jax.parametrisation import Prediction
 from diffad_jax.report import Pictures, Result, most_and_least, summary_table, write_report
 
 DIGITS = load_digits()
@@ -242,3 +249,21 @@ def test_shown_items_are_the_extremes_and_the_most_wrongly_ranked():
     assert sorted(most_and_least(scores, labels, 9)) == list(range(9))
     with pytest.raises(InputError, match="k: found 0"):
         most_and_least(scores, labels, 0)
+
+
+def test_reconstructions_start_from_the_time_that_the_config_names() -> None:
+    p = PROCESSES["cosine"]
+    system: Any = SimpleNamespace(
+        shape=(4, 4, 1),
+        process=p,
+        sampler=samplers.ddim(p),
+        denoise=lambda params: lambda x, t: Prediction(jnp.zeros_like(x), x),
+    )
+
+    def noised(time: float) -> np.ndarray:
+        config = ConfigDict({"seed": 0, "scoring": {"picture_time": time, "picture_steps": 1}})
+        x_t, _ = Trained(config, system, None, None)._reconstructed({}, np.zeros((1, 4, 4, 1), np.float32))  # type: ignore[arg-type]
+        return np.asarray(x_t)
+
+    ratio = p.sigma(jnp.array(0.8)) / p.sigma(jnp.array(0.2))
+    np.testing.assert_allclose(noised(0.8) / noised(0.2), ratio, rtol=1e-4)

@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,11 +20,13 @@ from PIL import Image
 from processes import Finished, command, start
 from sklearn.metrics import roc_auc_score
 
-from diffad_jax import detector, runs
+from diffad_jax import detector, folder_scores, runs
 from diffad_jax.data.folders import labelled_folder, picture_folder
 from diffad_jax.data.loading import load
 from diffad_jax.data.pictures import read_picture
+from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
+from diffad_jax.evaluation import Reading
 from diffad_jax.folder_scores import Counts, ScoreTable, Tolerant, colours, probability, score_folder
 from diffad_jax.scores import Score
 from diffad_jax.workdir import Statistics
@@ -385,3 +388,34 @@ def test_evaluate_reads_a_folder_as_the_training_pictures_were_read(workdir: Pat
     found = json.loads((run / "metrics_other.json").read_text())
     assert found["auroc"] == pytest.approx(roc_auc_score(labels, scores["crop"]), abs=1e-6)
     assert roc_auc_score(labels, scores["stretch"]) != pytest.approx(found["auroc"], abs=1e-3)
+
+
+def test_what_lies_at_the_threshold_is_normal() -> None:
+    statistics: Any = SimpleNamespace(threshold=0.5, normal_scores=np.array([0.1, 0.5]))
+    assert [row[3] for row in folder_scores._rows(["a", "b"], np.array([0.5, 0.6]), statistics)] == [0, 1]
+
+
+def test_a_damaged_line_is_scored_again(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text("path,score,probability,label\na,1,0.5,0\nb,1,0.5,x\n")
+    assert folder_scores.ScoreTable(tmp_path / "scores.csv").labels == {"a": 0}
+
+
+def test_photos_are_fitted_as_the_loader_does_by_default() -> None:
+    assert folder_scores._fit_of({"name": "mvtec", "path": "x"}) == "stretch"
+    assert folder_scores._fit_of({"name": "mvtec", "fit": "crop"}) == folder_scores._fit_of({"name": "npz"}) == "crop"
+
+
+def test_heat_maps_are_smoothed_each_by_itself() -> None:
+    statistics: Any = SimpleNamespace(transform=SimpleNamespace(view=lambda x: x))
+    config = ConfigDict({"scoring": {"smoothing": 1.0, "batch_size": 2}})
+    trained = Trained(config, None, None, statistics)  # type: ignore[arg-type]
+    trained.__dict__["_readings"] = lambda x: Reading(x.mean(axis=(1, 2)), x)
+    pictures = np.stack([np.zeros((6, 6)), np.ones((6, 6))]).astype(np.float32)
+    (found,) = trained.read(pictures)
+    np.testing.assert_allclose(found.maps, pictures, atol=1e-6)
+
+
+def test_samples_are_drawn_by_seed(workdir: Path) -> None:
+    trained = detector.load(workdir)
+    one, again, other = (trained.sample(1, 1, seed) for seed in (0, 0, 1))
+    assert (one == again).all() and (one != other).any()

@@ -281,3 +281,15 @@ def splash_for_tpu() -> list[bool]:
 
 def test_splash_attention_is_split_over_the_chips_of_a_mesh() -> None:
     assert with_devices(8, splash_for_tpu) == [True, False, True]
+
+
+def refusal_by_pmap() -> str:
+    try:
+        parallel_of(ConfigDict({"parallel": "pmap"}), Training(num_steps=1, batch_size=16, accumulate=4))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_passes_divide_the_rows_of_one_device_by_pmap() -> None:
+    assert "allowed with config.parallel 'pmap' are divisors of the 2 rows" in with_devices(8, refusal_by_pmap)

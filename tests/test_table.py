@@ -15,9 +15,11 @@ from processes import Finished, command, start
 from scipy.stats import wilcoxon  # type: ignore[import-untyped]
 from test_report import Page
 
-from diffad_jax import table, table_report
+from diffad_jax import csv_files, table, table_report
 from diffad_jax.errors import InputError
 from diffad_jax.methods import METHODS
+from diffad_jax.metrics import METRICS
+from experiments import cli
 
 METHODS_AND_SEEDS = ("--methods=iforest,knn,ours", "--seeds=2")
 
@@ -219,3 +221,33 @@ def test_kept_curves_are_thin_and_keep_their_ends(tmp_path: Path) -> None:
     table_report.save_curve(path, labels, labels + generator.normal(size=5000))
     with np.load(path) as curve:
         assert len(curve["fpr"]) <= 200 and curve["fpr"][[0, -1]].tolist() == curve["tpr"][[0, -1]].tolist() == [0, 1]
+
+
+def test_one_bar_joins_all_that_do_not_differ() -> None:
+    assert table.cliques(np.array([1.0, 2.0, 3.0]), np.ones((3, 3))) == [(0, 2)]
+
+
+def test_digests_of_sets_that_are_not_asked_for_are_kept(tmp_path: Path) -> None:
+    table.claim_data(tmp_path, {"a": "1"})
+    table.claim_data(tmp_path, {"b": "1"})
+    with pytest.raises(InputError, match="other data in a "):
+        table.claim_data(tmp_path, {"a": "2"})
+
+
+def test_means_are_over_the_sets_that_all_methods_have() -> None:
+    found = (("A", "x", 0.5), ("B", "x", 1.0), ("A", "y", 0.7))
+    rows = [table.row(table.Key(d, m, "clean", 0), dict.fromkeys(METRICS, v)) for d, m, v in found]
+    by_method = table.summary(rows, ["x", "y"], {})["methods"]
+    assert (by_method["x"]["auroc"], by_method["y"]["auroc"]) == (0.5, 0.7)
+
+
+def test_names_that_are_no_utf_8_keep_their_bytes(tmp_path: Path) -> None:
+    csv_files.append(tmp_path / "a.csv", [["path"], ["\udcff.png"]])
+    assert (tmp_path / "a.csv").read_bytes() == b"path\n\xff.png\n"
+    assert csv_files.read(tmp_path / "a.csv", ["path"]) == [["\udcff.png"]]
+
+
+def test_rows_are_named_with_their_folder_or_without(tmp_path: Path) -> None:
+    (tmp_path / "CV").mkdir()
+    np.savez(tmp_path / "CV" / "a.npz", X=np.zeros((2, 2)), y=np.arange(2))
+    assert cli.chosen_rows(str(tmp_path), ["a"]) == cli.chosen_rows(str(tmp_path), ["CV/a"]) == ["CV/a"]
