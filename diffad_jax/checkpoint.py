@@ -152,7 +152,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # Orbax raises many kinds for damaged files.
                 found = _reason(error)
-        return next(filter(None, distributed.told(found)), "")
+        return next(filter(None, distributed.exchange(found)), "")
 
     def _check_shapes(self, step: int, like: Any) -> None:
         there, asked = _shapes(self._manager.item_metadata(step).tree), _shapes(like)

@@ -73,17 +73,19 @@ def named_by_environment() -> bool:
 # --- what the processes of a run must agree on ------------------------------------------------------------------------------
 
 
-def told(said: str) -> list[str]:
+def exchange(said: str) -> list[str]:
     """What every process says, by its number. All must ask at the same place of the program."""
     if jax.process_count() == 1:
         return [said]
-    content = np.frombuffer(said.encode(), np.uint8)
+    content = np.frombuffer(said.encode(errors="surrogateescape"), np.uint8)  # paths may be no UTF-8
     lengths = multihost_utils.process_allgather(np.int32(len(content)))
+    if not lengths.any():
+        return [""] * len(lengths)
     # Whole blocks, so that few shapes are compiled.
     padded = np.zeros(-(-int(lengths.max()) // BLOCK) * BLOCK, np.uint8)
     padded[: len(content)] = content
     each = multihost_utils.process_allgather(padded)
-    return [bytes(line[:length]).decode() for line, length in zip(each, lengths, strict=True)]
+    return [bytes(line[:length]).decode(errors="surrogateescape") for line, length in zip(each, lengths, strict=True)]
 
 
 @contextmanager
@@ -97,7 +99,7 @@ def together() -> Iterator[None]:
         yield
     except InputError as error:
         refused = error
-    said = told(str(refused or ""))
+    said = exchange(str(refused or ""))
     if refused is not None:
         raise refused
     for process, words in enumerate(said):
@@ -107,7 +109,7 @@ def together() -> Iterator[None]:
 
 def check_alike(values: Mapping[str, Any]) -> None:
     """Raises InputError, on every process, where one has other values than process 0, which JSON can hold; names them."""
-    first, *others = map(json.loads, told(json.dumps(values)))
+    first, *others = map(json.loads, exchange(json.dumps(values)))
     for process, other in enumerate(others, 1):
         if differing := [key for key in {**first, **other} if first.get(key) != other.get(key)]:
             shown = ", ".join(f"{key} ({first.get(key)!r} in process 0, {other.get(key)!r})" for key in differing)
@@ -118,7 +120,7 @@ def check_shared(directory: Path) -> None:
     """Raises InputError, on every process, where one sees another directory than process 0 or cannot write there."""
     if jax.process_count() == 1:
         return
-    token, mark = told(uuid4().hex)[0], directory / ".processes"
+    token, mark = exchange(uuid4().hex)[0], directory / ".processes"
     with together(), _refusing(directory):
         if jax.process_index() == 0:
             directory.mkdir(parents=True, exist_ok=True)

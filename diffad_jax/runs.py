@@ -82,7 +82,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     distributed.check_alike({**flatten(as_json(config)), "its training rows": fingerprint(dataset.train)})
     with distributed.together():
         finished = writes and _finished(config, dataset, workdir)
-    if distributed.told("finished" if finished else "")[0]:
+    if distributed.exchange("finished" if finished else "")[0]:
         return
     with distributed.together():
         scoring, pipeline = scoring_of(config), pipeline_of(config, dataset.train.shape[1:])

@@ -187,7 +187,7 @@ def agreeing(folder: Path, port: int, number: int) -> None:
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, number, cluster_detection_method="deactivate")
-    note("told", lambda: distributed.told("one" * 2000 * number))
+    note("exchange", lambda: distributed.exchange("one" * 2000 * number))
     note("alike", lambda: distributed.check_alike({"seed": 0, "rows": [1, 2]}))
     note("not alike", lambda: distributed.check_alike({"seed": number, "rows": [1, 2]}))
     note("together", refuse_in_process_1)
@@ -210,7 +210,7 @@ def test_what_one_process_refuses_all_refuse(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in two] == [0, 0]
     first, second = (json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2))
-    assert first["told"] == second["told"] == ["", "one" * 2000]
+    assert first["exchange"] == second["exchange"] == ["", "one" * 2000]
     assert first["alike"] is second["alike"] is first["shared"] is second["shared"] is None
     assert first["not alike"] == second["not alike"]
     assert first["not alike"].startswith("process 1 differs from process 0 in seed (0 in process 0, 1)")
