@@ -206,7 +206,7 @@ def _reason(error: Exception) -> str:
     """The operating system's words where they are somewhere in the message, else its first line without the details."""
     found = re.search(r"([^:]+) \[os_error_code=", str(error))
     first = found[1].strip() if found else first_line(error)
-    return textwrap.shorten(first.partition(" [")[0], 200)
+    return textwrap.shorten(first.partition(" [")[0], 200) or type(error).__name__
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

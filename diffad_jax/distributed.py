@@ -92,7 +92,8 @@ def exchange(said: str) -> list[str]:
 def together() -> Iterator[None]:
     """An InputError that one process raises inside is raised by all, so that none waits for one that has given up.
 
-    What is done inside must not itself wait for other processes.
+    What is done inside must not itself wait for other processes. Another error ends this process alone, and the others when
+    they miss it.
     """
     refused: InputError | None = None
     try:
@@ -125,17 +126,23 @@ def check_shared(directory: Path) -> None:
         if jax.process_index() == 0:
             directory.mkdir(parents=True, exist_ok=True)
             mark.write_text(token)
-    with together(), _refusing(directory):
-        end = time.monotonic() + VISIBLE_SECONDS
-        while not (mark.exists() and mark.read_text() == token):
-            if time.monotonic() > end:
-                raise InputError(f"{directory}: is not the directory of process 0; it must be on a disk that all share")
-            time.sleep(0.2)
-        own = directory / f".process-{jax.process_index()}"
-        own.write_text(token)
-        own.unlink()
-    if jax.process_index() == 0:
-        mark.unlink()
+    try:
+        with together(), _refusing(directory):
+            _wait_for(mark, token)
+            own = directory / f".process-{jax.process_index()}"
+            own.write_text(token)
+            own.unlink()
+    finally:
+        if jax.process_index() == 0:
+            mark.unlink(missing_ok=True)
+
+
+def _wait_for(mark: Path, token: str) -> None:
+    end = time.monotonic() + VISIBLE_SECONDS
+    while not (mark.exists() and mark.read_text() == token):
+        if time.monotonic() > end:
+            raise InputError(f"{mark.parent}: is not the directory of process 0; it must be on a disk that all share")
+        time.sleep(0.2)
 
 
 @contextmanager

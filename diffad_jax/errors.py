@@ -30,8 +30,8 @@ def check_choice(what: str, found: object, allowed: Iterable[str]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """The first line with words of what an error says, or its name where it says nothing."""
+    return next(filter(str.strip, str(error).splitlines()), type(error).__name__)
 
 
 def one_line(error: BaseException) -> str:

@@ -95,12 +95,13 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         calibrating = held_out if len(held_out) else evenly_spaced(len(dataset.train), scoring.calibration_rows)
         if scoring.combination == MEMORY:
             check_enough(len(calibrating))
+    distributed.check_shared(workdir)
+    with distributed.together():
         if writes:
             save_config(workdir, config)
             if not any_in(workdir / "checkpoints"):
                 (workdir / "data.json").unlink(missing_ok=True)  # Nothing of these data was learnt yet.
             save_data(workdir, dataset)
-    distributed.check_shared(workdir)
     rows = transform.view(dataset.train)
     fitted = fit(
         step,

@@ -15,9 +15,11 @@ from ml_collections import ConfigDict
 from diffad_jax.calibration import Calibration
 from diffad_jax.data.dataset import Dataset, fingerprint
 from diffad_jax.data.npz import read_arrays
+from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
 from diffad_jax.memory import Memory
+from diffad_jax.settings import Scoring
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -56,7 +58,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
     return flat
 
 
-# A run may go on with other numbers of devices, split otherwise, which changes its results by rounding at most.
+# A run may go on with other numbers of devices, split otherwise, which changes its results by rounding, and dropout's masks.
 LAYOUT = (
     *("config.mesh.", "config.parallel", "config.pipeline.workers", "config.pipeline.threads"),
     *("config.model.remat", "config.model.unroll"),
@@ -66,9 +68,10 @@ LAYOUT = (
 def save_config(workdir: Path, config: ConfigDict) -> None:
     """Writes config.json, and refuses a directory that holds a run of another config, naming the differing keys.
 
-    Keys of LAYOUT may differ.
+    Keys of LAYOUT may differ, and a setting that is left out is its default.
     """
-    claim(workdir / "config.json", as_json(config), "config", "work directory", LAYOUT)
+    defaults = flatten({"scoring": Scoring()._asdict(), "pipeline": Pipeline()._asdict()})
+    claim(workdir / "config.json", as_json(config), "config", "work directory", LAYOUT, defaults)
 
 
 def save_data(workdir: Path, dataset: Dataset) -> None:
@@ -77,10 +80,18 @@ def save_data(workdir: Path, dataset: Dataset) -> None:
     claim(workdir / "data.json", rows, "data", "work directory")
 
 
-def claim(path: Path, value: Mapping[str, Any], name: str, directory: str, free: tuple[str, ...] = ()) -> None:
+def claim(
+    path: Path,
+    value: Mapping[str, Any],
+    name: str,
+    directory: str,
+    free: tuple[str, ...] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
     """Writes `value`, called `name` in errors, as the JSON that tells whose the directory of `path` is.
 
-    One that says so already is left alone, with its date; keys that begin with one of `free` do not count.
+    One that says so already is left alone, with its date; keys that begin with one of `free` do not count, those left out
+    have their `defaults`, and a number equals the word that shows it, as classes may be given either way.
     Raises InputError where another value holds it, naming the differing keys, and where it cannot be a `directory`.
     """
     try:
@@ -88,9 +99,13 @@ def claim(path: Path, value: Mapping[str, Any], name: str, directory: str, free:
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be a {directory} ({error.strerror})") from error
     if path.exists():
-        there, asked = (flatten(held, name) for held in (read_json(path), value))
-        counted = (key for key in there.keys() | asked.keys() if not key.startswith(free))
-        differing = sorted(key for key in counted if there.get(key) != asked.get(key))
+        there, asked = ({**(defaults or {}), **flatten(held, name)} for held in (read_json(path), value))
+
+        def differs(key: str) -> bool:
+            held, wanted = there.get(key), asked.get(key)
+            return not key.startswith(free) and held != wanted and str(held) != str(wanted)
+
+        differing = sorted(filter(differs, there.keys() | asked.keys()))
         if differing:
             shown = ", ".join(f"{key} ({there.get(key)!r} there, {asked.get(key)!r} asked)" for key in differing)
             raise InputError(f"{path}: holds another run's {name}, differing in {shown}; choose another {directory}")

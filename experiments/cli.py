@@ -82,7 +82,10 @@ def run(main: Callable[[list[str]], None]) -> None:
                 names = ("coordinator", "num_processes", "process_id")
                 distributed.join(**{name: flags.FLAGS[name].value for name in names})
             elif distributed.named_by_environment():
-                _fail("this command is one process; the environment (JAX_NUM_PROCESSES, SLURM_*) starts several of it")
+                _fail(
+                    "this command is one process, and the environment (JAX_NUM_PROCESSES, SLURM_*) tells of several: start "
+                    "it once, without them (env -u JAX_NUM_PROCESSES ...)"
+                )
             main(argv)
         except InputError as error:
             _fail(str(error))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -470,6 +471,22 @@ def test_what_was_set_aside_before_gives_way(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints._set_aside([3])
     assert [path.name for path in (tmp_path / "unread-3").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("words", ["\nfound below", " [in brackets]", ""])
+def test_a_damaged_checkpoint_is_passed_over_whatever_it_is_told_by(tmp_path: Path, words: str) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"a": jnp.full(2, step)})
+    restore = ocp.CheckpointManager.restore
+
+    def failing(manager: ocp.CheckpointManager, step: int, **arguments: Any) -> Any:
+        if step == 2:
+            raise ValueError(words)
+        return restore(manager, step, **arguments)
+
+    with mock.patch.object(ocp.CheckpointManager, "restore", failing), Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore({"a": jnp.zeros(2)})["a"][0] == 1  # type: ignore[index]
 
 
 def test_a_checkpoint_with_more_arrays_is_of_another_model(tmp_path: Path) -> None:

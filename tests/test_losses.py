@@ -139,7 +139,7 @@ def test_losses_are_of_what_is_not_clipped_and_held_out_ones_of_the_whole_networ
 
 
 def trained_times(**options: object) -> np.ndarray:
-    """The times at which `weighted_loss` asks the denoiser, for 10,000 evenly spaced u."""
+    """The times at which `objectives.weighted` asks the denoiser, for 10,000 evenly spaced u."""
     asked: list[np.ndarray] = []
 
     def denoise(x_t: Array, t: Array) -> Prediction:

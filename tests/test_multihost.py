@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint
 import pytest
@@ -197,11 +198,17 @@ def agreeing(folder: Path, port: int, number: int) -> None:
     full = mock.patch.object(Path, "write_text", side_effect=OSError(28, "No space left on device"))
     with full if number == 1 else nullcontext():
         note("full", lambda: share(folder / "shared"))
+    with Checkpoints(folder / f"checkpoints {number}") as checkpoints:
+        note("checkpoints", lambda: checkpoints.restore({"a": jnp.zeros(2)}))
     (folder / f"{number}.json").write_text(json.dumps(heard))
     jax.distributed.shutdown()
 
 
 def test_what_one_process_refuses_all_refuse(tmp_path: Path) -> None:
+    for number, steps in enumerate([(1, 2), (1,)]):
+        with Checkpoints(tmp_path / f"checkpoints {number}") as checkpoints:
+            for step in steps:
+                checkpoints.save(step, {"a": jnp.zeros(2)})
     port = free_port()
     two = [CONTEXT.Process(target=agreeing, args=(tmp_path, port, i)) for i in range(2)]
     for process in two:
@@ -216,6 +223,7 @@ def test_what_one_process_refuses_all_refuse(tmp_path: Path) -> None:
     assert first["not alike"].startswith("process 1 differs from process 0 in seed (0 in process 0, 1)")
     assert (first["together"], second["together"]) == ("process 1: rows.npz: gone", "rows.npz: gone")
     assert first["not shared"] == f"process 1: {second['not shared']}" and "own 1: is not" in second["not shared"]
+    assert first["checkpoints"].startswith("process 1 differs from process 0 in the checkpoints of ")
     assert "No space left on device" in first["full"] and "No space left on device" in second["full"]
 
 
@@ -231,7 +239,7 @@ def test_uneven_devices_are_refused(arguments: tuple[str, ...], tmp_path: Path) 
     assert "devices: the processes have 1, 3" in (tmp_path / "0" / "err").read_text()
 
 
-def test_a_command_of_one_process_is_not_started_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_of_one_process_is_not_started_twice() -> None:
     environment = os.environ | {"JAX_NUM_PROCESSES": "2"}
     command = [sys.executable, "-m", "experiments.score", "--workdir=run", "--input=x.npz", "--out=out"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -160,10 +160,17 @@ def test_noise_rises() -> None:
 def test_a_run_may_be_laid_out_otherwise_when_it_goes_on(tmp_path: Path) -> None:
     config = tiny.get_config()
     workdir.save_config(tmp_path, config)
+    # Settings that say what is so anyway.
+    config.scoring.smoothing, config.pipeline = 0.0, {"flip": False}
+    with config.ignore_type():
+        config.data.anomalous_class = "0"
+    workdir.save_config(tmp_path, config)
     config.parallel, config.mesh, config.pipeline, config.model.remat = "pmap", {"fsdp": 2}, {"workers": 1}, "blocks"
     workdir.save_config(tmp_path, config)
     config.pipeline.flip = True
-    with pytest.raises(InputError, match=r"another run's config, differing in config.pipeline.flip \(None there, True"):
+    with pytest.raises(
+        InputError, match=r"another run's config, differing in config.pipeline.flip \(False there, True"
+    ):
         workdir.save_config(tmp_path, config)
     config.pipeline = {}
     del config.score.distance

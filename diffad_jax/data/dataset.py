@@ -216,7 +216,9 @@ def class_setting(
     "one, another"; every class not given belongs to the other side. "" gives none, as configs have it for the user to fill.
     Raises InputError unless exactly one side is given, with known classes that leave the other side non-empty.
     """
-    normal_class, anomalous_class = (None if given == "" else given for given in (normal_class, anomalous_class))
+    normal_class, anomalous_class = (
+        None if isinstance(given, str) and not given else given for given in (normal_class, anomalous_class)
+    )
     if (normal_class is None) == (anomalous_class is None):
         raise InputError(
             f"give exactly one of normal_class (found {normal_class!r}) and anomalous_class (found {anomalous_class!r})"
