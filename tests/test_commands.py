@@ -106,6 +106,23 @@ def test_a_command_starts_once_more_with_large_pages_and_the_same_arguments(monk
     assert len(calls) == 1
 
 
+def test_sets_that_share_their_normals_share_one_model(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    clean = draw.integers(0, 256, (40, 8, 8), np.uint8)
+    for name, corrupted in (("fog", 5), ("shear", 9)):
+        X = np.concatenate([clean, draw.integers(0, 256, (corrupted, 8, 8), np.uint8)])
+        np.savez(tmp_path / f"{name}.npz", X=X, y=np.arange(len(X)) >= 40)
+    data = f"--config.data={{'name': 'mnist_c', 'path': '{tmp_path}'}}"
+    transform = "--config.transform={'name': 'range', 'low': 0.0, 'high': 255.0}"
+    workdir = tmp_path / "run"
+    assert train(workdir, f"--config={TINY}", data, transform).code == 0
+    assert (workdir / "config.json").exists() and not list(workdir.glob("*/config.json"))
+    assert evaluate(workdir, "--baselines=").code == 0
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    assert {name: test["n_test"] for name, test in metrics["tests"].items()} == {"fog": 25, "shear": 29}
+    assert metrics["n_test"] == 54
+
+
 def test_a_finished_run_is_left_alone(done: tuple[Path, Finished, Finished]) -> None:
     workdir, before = done[0], contents(done[0])
     again = train(workdir, *SMALL)
