@@ -26,19 +26,28 @@ from diffad_jax.process import diffuse
 from diffad_jax.runs import define
 from diffad_jax.samplers import sample, uniform
 from diffad_jax.scores import reconstruct
-from diffad_jax.settings import scoring_of
+from diffad_jax.settings import Scoring, scoring_of
 from diffad_jax.training import Params
 from diffad_jax.workdir import Statistics, load_config
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A finished run, ready to score raw data of the shape that it was trained on. What it compiles it compiles once."""
+    """A finished run, ready to score raw data of the shape that it was trained on. What it compiles it compiles once.
+
+    batch_size: data scored at once, in place of config.scoring.batch_size; scores are the same, to rounding.
+    """
 
     config: ConfigDict
     system: System
     params: Params
     statistics: Statistics
+    batch_size: int | None = None
+
+    @cached_property
+    def _scoring(self) -> Scoring:
+        own = {} if self.batch_size is None else {"batch_size": self.batch_size}
+        return scoring_of(ConfigDict({"scoring": {**self.config.scoring, **own}}))
 
     def trained_on(self, datasets: Sequence[Dataset]) -> Dataset:
         """The one of these data sets whose normals the run has learnt, by its name.
@@ -61,14 +70,14 @@ class Trained:
 
     def score(self, raw: Rows) -> np.ndarray:
         """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so."""
-        return joined(self._scores, self._view(raw), scoring_of(self.config).batch_size)
+        return joined(self._scores, self._view(raw), self._scoring.batch_size)
 
     def read(self, raw: Rows) -> Iterator[Reading]:
         """Scores and smoothed heat maps of raw pictures [N, H, W, C], batch after batch, in bounded memory.
 
         Where the score has no map, the maps are [B].
         """
-        settings = scoring_of(self.config)
+        settings = self._scoring
         for scores, maps in in_batches(self._readings, self._view(raw), settings.batch_size):
             if settings.smoothing and maps.ndim == 3:
                 maps = gaussian_filter(maps, settings.smoothing, axes=(1, 2))
@@ -86,7 +95,7 @@ class Trained:
         return self._reader(lambda reading: reading)
 
     def _reader(self, part: Callable[[Reading], Any]) -> Callable[[np.ndarray], Any]:
-        settings, judge = scoring_of(self.config), self.statistics.judge
+        settings, judge = self._scoring, self.statistics.judge
         how = settings.combination, self.config.seed, settings.batch_size
         return batch_reader(self.system, self.params, judge, *how, part)
 
@@ -137,7 +146,7 @@ class Trained:
     @cached_property
     def _reconstructed(self) -> Callable[[Params, np.ndarray], tuple[Array, Array]]:
         """(params, x_0 [K, H, W, C]) -> x_t and the reconstruction, both like x_0."""
-        settings, key = scoring_of(self.config), jax.random.key(self.config.seed)
+        settings, key = self._scoring, jax.random.key(self.config.seed)
         system, t = self.system, jnp.float32(settings.picture_time)
 
         def of(params: Params, x_0: Array) -> tuple[Array, Array]:
@@ -154,8 +163,10 @@ class Trained:
         return compiler.jit(of)
 
 
-def load(workdir: str | Path) -> Trained:
+def load(workdir: str | Path, batch_size: int | None = None) -> Trained:
     """Reads a finished run from its work directory alone: config, statistics and the averaged parameters.
+
+    batch_size: data scored at once, by default those of config.scoring.
 
     They are those of the last checkpoint, or of the best where config.training.keep asks for it. Raises InputError where
     that one cannot be read: the statistics are of no other.
@@ -176,4 +187,4 @@ def load(workdir: str | Path) -> Trained:
             f"{int(restored.step)}; delete statistics.npz and repeat the experiments.train command"
         )
     params = restored.ema if jax.device_count() > 1 else jax.device_put(restored.ema)
-    return Trained(config, system, params, statistics)
+    return Trained(config, system, params, statistics, batch_size)

@@ -106,9 +106,9 @@ def run(main: Callable[[list[str]], None]) -> None:
                 )
             if out_of_memory(error):
                 _fail(
-                    f"out of memory ({first_line(error)}); less takes a smaller batch_size of "
-                    "config.training or config.scoring, more passes of config.training.accumulate, config.model.remat, or "
-                    "config.mesh.fsdp on several devices",
+                    f"out of memory ({first_line(error)}); less takes a smaller batch_size of config.training or "
+                    "config.scoring (of a trained run: --batch_size), more passes of config.training.accumulate, "
+                    "config.model.remat, or config.mesh.fsdp on several devices",
                     code=1,
                 )
             if isinstance(error, OSError):

@@ -38,6 +38,9 @@ from experiments import cli
 cli.distributed_flags()
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run, or of several.", required=True)
 DATA = flags.DEFINE_string("data", None, "Other labelled data to score: an .npz of X, y or a folder of pictures.")
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Data scored at once, by default as the run's config says.", lower_bound=1
+)
 BASELINES = flags.DEFINE_list(
     "baselines",
     ["iforest", "ocsvm", *(["copod"] if find_spec("pyod") else []), "knn", "knn_raw"],
@@ -57,7 +60,7 @@ def evaluate_run(directory: Path) -> list[Result]:
 
     Raises NothingToTest where the run's data, without --data, are not of both kinds.
     """
-    trained = detector.load(directory)
+    trained = detector.load(directory, BATCH_SIZE.value)
     config, counts = trained.config, trained.statistics.facts
     with together():
         datasets = tests_of(trained)
@@ -242,7 +245,12 @@ def main(_: list[str]) -> None:
             if DATA.value:
                 check_other_data(Path(DATA.value), directory)
                 check_overwrites(directory)
-    asked = {"--workdir": WORKDIR.value, "--data": DATA.value, "--baselines": BASELINES.value}
+    asked = {
+        "--workdir": WORKDIR.value,
+        "--data": DATA.value,
+        "--baselines": BASELINES.value,
+        "--batch_size": BATCH_SIZE.value,
+    }
     check_alike({**asked, "runs": [directory.name for directory in directories]})
     found: dict[Path, list[Result]] = {}
     for directory in directories:

@@ -27,13 +27,16 @@ INPUT = flags.DEFINE_string(
     "input", None, "Folder of pictures, at any depth, or an .npz of X or an .npy of rows.", required=True
 )
 OUT = flags.DEFINE_string("out", None, "Directory for the scores.", required=True)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Data scored at once, by default as the run's config says.", lower_bound=1
+)
 HEAT_MAPS = flags.DEFINE_boolean("heat_maps", False, "Write a heat map of each picture.")
 FAULTS = flags.DEFINE_enum("on_error", "skip", ON_ERROR, "What to do about pictures that cannot be read.")
 
 
 def main(_: list[str]) -> None:
     root, out = Path(INPUT.value), Path(OUT.value)
-    trained = detector.load(Path(WORKDIR.value))
+    trained = detector.load(WORKDIR.value, BATCH_SIZE.value)
     of_rows = root.suffix.lower() in (".npz", ".npy") and not root.is_dir()
     if root.is_file() and not of_rows:
         raise InputError(f"--input: {root} is a file, allowed are .npz and .npy files and folders of pictures")

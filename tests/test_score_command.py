@@ -415,6 +415,15 @@ def test_heat_maps_are_smoothed_each_by_itself() -> None:
     np.testing.assert_allclose(found.maps, pictures, atol=1e-6)
 
 
+def test_a_run_scores_in_batches_of_another_size(workdir: Path) -> None:
+    trained, small = detector.load(workdir), detector.load(workdir, batch_size=3)
+    shape = trained.statistics.transform.shape
+    pictures = np.random.default_rng(0).integers(0, 256, (7, *shape)).astype(np.float32)
+    np.testing.assert_allclose(small.score(pictures), trained.score(pictures), rtol=1e-4)
+    assert [len(part.scores) for part in small.read(pictures)] == [3, 3, 1]
+    assert small.config == trained.config
+
+
 def test_samples_are_drawn_by_seed(workdir: Path) -> None:
     trained = detector.load(workdir)
     one, again, other = (trained.sample(1, 1, seed) for seed in (0, 0, 1))
