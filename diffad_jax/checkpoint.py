@@ -21,6 +21,10 @@ from diffad_jax import distributed
 from diffad_jax.errors import InputError, RunFailed, first_line, out_of_memory
 
 
+class _Unreadable(Exception):
+    """A damaged checkpoint, and why it counts as one."""
+
+
 class Checkpoints:
     """The checkpoints of one run, saved in the background; retained are the newest two and the one of least loss.
 
@@ -104,26 +108,14 @@ class Checkpoints:
         distributed.check_alike({f"the checkpoints of {self.directory}, in order": order})
         damaged: list[int] = []
         for step in order:
-            unreadable = self._unreadable(step, like)
             try:
-                if not unreadable:
-                    state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
-            except Exception as error:  # Orbax raises many kinds for damaged files.
-                if distributed.of_another(error):
-                    raise
-                if out_of_memory(error):
-                    raise RunFailed(f"{self.directory}/{step}: no memory to read it ({_reason(error)})") from error
-                if jax.process_count() > 1:
-                    raise RunFailed(
-                        f"{self.directory}/{step}: process {jax.process_index()} cannot read its part ({_reason(error)}), "
-                        "and all must go on from one step; remove this checkpoint and start them again"
-                    ) from error
-                unreadable = _reason(error)
-            if not unreadable:
+                state = self._read(step, like)
+            except _Unreadable as why:
+                logging.warning("checkpoint %s/%d cannot be read (%s)", self.directory, step, why)
+                damaged.append(step)
+            else:
                 self._damaged = [bad for bad in damaged if bad > step]
                 return state
-            logging.warning("checkpoint %s/%d cannot be read (%s)", self.directory, step, unreadable)
-            damaged.append(step)
         if steps:
             raise InputError(
                 f"{self.directory}: no checkpoint can be read (steps {steps}); move it away to start again"
@@ -142,8 +134,8 @@ class Checkpoints:
             multihost_utils.sync_global_devices("checkpoints set aside")
         self._manager.reload()
 
-    def _unreadable(self, step: int, like: Any) -> str:
-        """Why what the checkpoint holds cannot be told, by any process, or nothing; raises InputError on another model."""
+    def _read(self, step: int, like: Any) -> Any:
+        """The state of a step; raises _Unreadable where it is damaged, else as `restore` does."""
         found = ""
         with distributed.together():
             try:
@@ -152,7 +144,22 @@ class Checkpoints:
                 raise
             except Exception as error:  # Orbax raises many kinds for damaged files.
                 found = _reason(error)
-        return next(filter(None, distributed.exchange(found)), "")
+        # What one process cannot tell the contents of, none begins to read.
+        if why := next(filter(None, distributed.exchange(found)), ""):
+            raise _Unreadable(why)
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+        except Exception as error:
+            if distributed.of_another(error):
+                raise
+            if out_of_memory(error):
+                raise RunFailed(f"{self.directory}/{step}: no memory to read it ({_reason(error)})") from error
+            if jax.process_count() > 1:
+                raise RunFailed(
+                    f"{self.directory}/{step}: process {jax.process_index()} cannot read its part ({_reason(error)}), "
+                    "and all must go on from one step; remove this checkpoint and start them again"
+                ) from error
+            raise _Unreadable(_reason(error)) from error
 
     def _check_shapes(self, step: int, like: Any) -> None:
         there, asked = _shapes(self._manager.item_metadata(step).tree), _shapes(like)

@@ -26,11 +26,14 @@ def append(path: Path, rows: Sequence[Sequence[object]]) -> None:
 
 
 def read(path: Path, columns: Sequence[str]) -> list[list[str]]:
-    """The whole lines below the head, none where there is no file; raises InputError where its columns are others."""
+    """The whole lines below the head, none where there is no file; raises InputError where its columns are others.
+
+    What was cut short has fewer cells, or no end.
+    """
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
     found = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
     if found and found[0] != list(columns):
         raise InputError(f"{path}: has the columns {','.join(found[0])}, expected {','.join(columns)}")
-    return found[1:]
+    return [line for line in found[1:] if len(line) == len(columns)]

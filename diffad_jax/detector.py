@@ -166,10 +166,9 @@ class Trained:
 def load(workdir: str | Path, batch_size: int | None = None) -> Trained:
     """Reads a finished run from its work directory alone: config, statistics and the averaged parameters.
 
-    batch_size: data scored at once, by default those of config.scoring.
-
-    They are those of the last checkpoint, or of the best where config.training.keep asks for it. Raises InputError where
-    that one cannot be read: the statistics are of no other.
+    The parameters are those of the last checkpoint, or of the best where config.training.keep asks for it.
+    batch_size: data scored at once, by default as config.scoring says. Raises InputError where that checkpoint cannot be
+    read: the statistics are of no other.
     """
     workdir = Path(workdir)
     with together():

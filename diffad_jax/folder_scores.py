@@ -187,8 +187,7 @@ class ScoreTable:
         """
         self.path = path
         # A path may hold a line break, so that what was cut short may end in one.
-        whole = (row for row in csv_files.read(path, COLUMNS) if len(row) == len(COLUMNS) and row[3] in ("0", "1"))
-        rows = [row for row in whole if row[0] not in stale]
+        rows = [row for row in csv_files.read(path, COLUMNS) if row[3] in ("0", "1") and row[0] not in stale]
         write_atomically(path, csv_files.lines([COLUMNS, *rows]))
         self.labels = {row[0]: int(row[3]) for row in rows}
 

@@ -45,8 +45,7 @@ class Results:
         Raises InputError where the file is no such table.
         """
         self.path = path
-        whole = (line for line in csv_files.read(path, FIELDS) if len(line) == len(FIELDS))
-        rows = [dict(zip(FIELDS, line)) for line in whole]
+        rows = [dict(zip(FIELDS, line)) for line in csv_files.read(path, FIELDS)]
         self.rows = [parsed(row) for row in rows if not row["error"]]
         self.done = {key_of(row) for row in self.rows}
         self.rewrite(self.rows)

@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ LAYOUT = (
     *("config.mesh.", "config.parallel", "config.pipeline.workers", "config.pipeline.threads"),
     *("config.model.remat", "config.model.unroll"),
 )
+DEFAULTS = flatten({"scoring": Scoring()._asdict(), "pipeline": Pipeline()._asdict()})
 
 
 def save_config(workdir: Path, config: ConfigDict) -> None:
@@ -70,8 +71,12 @@ def save_config(workdir: Path, config: ConfigDict) -> None:
 
     Keys of LAYOUT may differ, and a setting that is left out is its default.
     """
-    defaults = flatten({"scoring": Scoring()._asdict(), "pipeline": Pipeline()._asdict()})
-    claim(workdir / "config.json", as_json(config), "config", "work directory", LAYOUT, defaults)
+    claim(workdir / "config.json", as_json(config), "config", "work directory", _identity)
+
+
+def _identity(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a flat config tells one run from another."""
+    return {key: value for key, value in {**DEFAULTS, **flat}.items() if not key.startswith(LAYOUT)}
 
 
 def save_data(workdir: Path, dataset: Dataset) -> None:
@@ -85,13 +90,12 @@ def claim(
     value: Mapping[str, Any],
     name: str,
     directory: str,
-    free: tuple[str, ...] = (),
-    defaults: Mapping[str, Any] | None = None,
+    identity: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda flat: flat,
 ) -> None:
     """Writes `value`, called `name` in errors, as the JSON that tells whose the directory of `path` is.
 
-    One that says so already is left alone, with its date; keys that begin with one of `free` do not count, those left out
-    have their `defaults`, and a number equals the word that shows it, as classes may be given either way.
+    One that says so already is left alone, with its date. identity: what of the flat value counts; a number equals the word
+    that shows it, as classes may be given either way.
     Raises InputError where another value holds it, naming the differing keys, and where it cannot be a `directory`.
     """
     try:
@@ -99,11 +103,11 @@ def claim(
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be a {directory} ({error.strerror})") from error
     if path.exists():
-        there, asked = ({**(defaults or {}), **flatten(held, name)} for held in (read_json(path), value))
+        there, asked = (identity(flatten(held, name)) for held in (read_json(path), value))
 
         def differs(key: str) -> bool:
             held, wanted = there.get(key), asked.get(key)
-            return not key.startswith(free) and held != wanted and str(held) != str(wanted)
+            return held != wanted and str(held) != str(wanted)
 
         differing = sorted(filter(differs, there.keys() | asked.keys()))
         if differing:
