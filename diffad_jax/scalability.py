@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from diffad_jax import baselines, detector, runs, table
+from diffad_jax import baselines, detector, results_file, runs, table
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError, check_choice
 from diffad_jax.figures import METHODS, MUTED, label, stroke, with_legend
@@ -63,7 +63,7 @@ def resolution(dataset: str) -> int:
 class Curves:
     """Means over seeds, [methods, resolutions]: auroc and seconds; NaN where there is no result."""
 
-    def __init__(self, rows: Sequence[table.Row], methods: Sequence[str]) -> None:
+    def __init__(self, rows: Sequence[results_file.Row], methods: Sequence[str]) -> None:
         good = [row for row in rows if not row["error"]]
         self.methods = [method for method in methods if any(row["method"] == method for row in good)]
         self.resolutions = sorted({resolution(row["dataset"]) for row in good})
@@ -115,7 +115,7 @@ def draw(curves: Curves) -> Figure:
     return with_legend(figure, "Method")
 
 
-def markdown(rows: Sequence[table.Row], curves: Curves, facts: Mapping[str, str]) -> str:
+def markdown(rows: Sequence[results_file.Row], curves: Curves, facts: Mapping[str, str]) -> str:
     """Both tables, methods by resolutions, the printed figures, and failures with their cause."""
     head = [*(f"{size}x{size}" for size in curves.resolutions)]
     text = "".join(f"- {key}: {value}\n" for key, value in facts.items())

@@ -21,14 +21,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from configs import imagenet64_unet, imagenet224_dit
-from diffad_jax import runs, scalability, table
+from diffad_jax import results_file, runs, scalability
 from diffad_jax.data.folders import picture_folder
 from diffad_jax.data.loading import load
 from diffad_jax.errors import InputError
 from diffad_jax.figures import png
 from diffad_jax.loop import Stopped
 from diffad_jax.metrics import metrics
-from diffad_jax.table import Key
+from diffad_jax.results_file import Key
 from diffad_jax.workdir import save_config, write_atomically
 from experiments import cli
 
@@ -70,7 +70,7 @@ def workdir_of(key: Key) -> Path:
     return Path(OUT.value) / "runs" / f"{key.dataset}_{key.protocol.replace(' ', '_')}" / f"{key.method}_{key.seed}"
 
 
-def measure(key: Key) -> table.Row:
+def measure(key: Key) -> results_file.Row:
     """The row of a result: its metrics, or the cause of its failure."""
     try:
         (dataset,) = load(data_of(key))
@@ -82,8 +82,8 @@ def measure(key: Key) -> table.Row:
     except Stopped:
         raise
     except Exception as error:
-        return table.row(key, {"error": f"{type(error).__name__}: {error}"})
-    return table.measured(key, dataset, found, values)
+        return results_file.row(key, {"error": f"{type(error).__name__}: {error}"})
+    return results_file.measured(key, dataset, found, values)
 
 
 def digest(folder: Path) -> str:
@@ -105,11 +105,11 @@ def main(_: list[str]) -> None:
             if (workdir_of(key) / "config.json").exists():
                 save_config(workdir_of(key), config_of(key))
     data_dir = Path(DATA_DIR.value)
-    results = table.results_in(out, data_dir, {data_dir.resolve().name: digest(data_dir)})
+    results = results_file.results_in(out, data_dir, {data_dir.resolve().name: digest(data_dir)})
     pending = [key for key in asked if key not in results.done]
     for key in tqdm(pending, total=len(asked), initial=len(asked) - len(pending), unit="result", smoothing=0):
         results.append(measure(key))
-    rows = [row for row in results.rows if table.key_of(row) in asked]
+    rows = [row for row in results.rows if results_file.key_of(row) in asked]
     curves = scalability.Curves(rows, list(dict.fromkeys(method for _, method, *_ in asked)))
     if not curves.methods:
         raise InputError(f"no method succeeded; the first failed with {rows[0]['error']}")

@@ -18,7 +18,7 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from diffad_jax import table, table_report
+from diffad_jax import results_file, table, table_report
 from diffad_jax.data.adbench import adbench
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError
@@ -34,7 +34,7 @@ CHOSEN = flags.DEFINE_list("methods", list(METHODS), "Methods, the columns.")
 ROWS = flags.DEFINE_list("rows", [], "Data sets, the rows; all of the folder by default.")
 
 
-def measure(key: table.Key, dataset: Dataset | Exception, out: Path) -> table.Row:
+def measure(key: results_file.Key, dataset: Dataset | Exception, out: Path) -> results_file.Row:
     """The row of one (dataset, method, protocol, seed): its metrics, or the cause of its failure."""
     try:
         if isinstance(dataset, Exception):
@@ -44,8 +44,8 @@ def measure(key: table.Key, dataset: Dataset | Exception, out: Path) -> table.Ro
         if key.seed == 0:
             table_report.save_curve(table_report.curve_path(out, key), dataset.labels, found.scores)
     except Exception as error:
-        return table.row(key, {"error": f"{type(error).__name__}: {error}"})
-    return table.measured(key, dataset, found, values)
+        return results_file.row(key, {"error": f"{type(error).__name__}: {error}"})
+    return results_file.measured(key, dataset, found, values)
 
 
 def digest(file: Path) -> str:
@@ -58,8 +58,8 @@ def main(_: list[str]) -> None:
     methods = cli.chosen("methods", CHOSEN.value or [""], METHODS)
     names, protocol, out = cli.chosen_rows(DATA_DIR.value, ROWS.value), PROTOCOL.value, Path(OUT.value)
     data_dir = Path(DATA_DIR.value)
-    results = table.results_in(out, data_dir, {name: digest(data_dir / f"{name}.npz") for name in names})
-    keys = [table.Key(name, m, protocol, seed) for name in names for seed in range(SEEDS.value) for m in methods]
+    results = results_file.results_in(out, data_dir, {name: digest(data_dir / f"{name}.npz") for name in names})
+    keys = [results_file.Key(name, m, protocol, seed) for name in names for seed in range(SEEDS.value) for m in methods]
     pending = [key for key in keys if key not in results.done]
     loaded: dict[tuple[str, int], Dataset | Exception] = {}
     for key in tqdm(pending, total=len(keys), initial=len(keys) - len(pending), unit="result", smoothing=0):
@@ -84,7 +84,7 @@ def main(_: list[str]) -> None:
     table.write(out, summary, text)
     page = table_report.write_page(out, rows, list(METHODS), summary)
     print(f"{text}\ntable: {out / 'table.md'}\npage: {page.resolve()}")
-    asked = [row for row in rows if table.key_of(row) in keys]
+    asked = [row for row in rows if results_file.key_of(row) in keys]
     if all(row["error"] for row in asked):
         raise InputError(f"no method succeeded; the first failed with {asked[0]['error']}")
 

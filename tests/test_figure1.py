@@ -8,7 +8,7 @@ import tiny
 from PIL import Image
 from processes import Finished, command
 
-from diffad_jax import scalability, table
+from diffad_jax import results_file, scalability
 from diffad_jax.data.loading import load
 from diffad_jax.errors import InputError
 from diffad_jax.workdir import load_config
@@ -35,8 +35,8 @@ def figure1(folder: Path, out: Path, *arguments: str) -> Finished:
     return command("experiments.figure1", f"--data_dir={folder}", f"--out={out}", *SMALL, *arguments, output=out.parent)
 
 
-def rows_of(out: Path) -> list[table.Row]:
-    return table.Results(out / "results.csv").rows
+def rows_of(out: Path) -> list[results_file.Row]:
+    return results_file.Results(out / "results.csv").rows
 
 
 def test_every_method_at_every_resolution_and_nothing_twice(folder: Path, tmp_path: Path) -> None:

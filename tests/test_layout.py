@@ -43,7 +43,7 @@ ORDER = [
         {"detector"},
         {"folder_scores"},
     ],
-    *[{"methods"}, {"table"}, {"table_report", "scalability"}],
+    *[{"methods"}, {"results_file"}, {"table"}, {"table_report", "scalability"}],
 ]
 RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
 MATHEMATICS = [

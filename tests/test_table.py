@@ -15,7 +15,7 @@ from processes import Finished, command, start
 from scipy.stats import wilcoxon  # type: ignore[import-untyped]
 from test_report import Page
 
-from diffad_jax import csv_files, table, table_report
+from diffad_jax import csv_files, results_file, table, table_report
 from diffad_jax.errors import InputError
 from diffad_jax.methods import METHODS
 from diffad_jax.metrics import METRICS
@@ -116,7 +116,7 @@ def test_flags_that_name_nothing_are_refused(folder: Path, tmp_path: Path) -> No
         assert done.code == 2 and said in done.err and not (tmp_path / "out").exists()
 
 
-KEYS = [table.Key(*key, "clean", 0) for key in (("set", "ours"), ("set", "knn"), ("set, too", "ours"))]
+KEYS = [results_file.Key(*key, "clean", 0) for key in (("set", "ours"), ("set", "knn"), ("set, too", "ours"))]
 VALUES = {"auroc": 0.7512345678, "aupr": 0.5, "f1": 0.4, "fpr95": 1.0, "n_train": 9, "n_test": 12}
 SECONDS = {"seconds_train": 1.23456, "seconds_score": 0.0}
 
@@ -124,33 +124,33 @@ SECONDS = {"seconds_train": 1.23456, "seconds_score": 0.0}
 @pytest.mark.parametrize("cut", [1, 10, 60, 119])
 def test_a_file_cut_anywhere_keeps_its_whole_lines(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "results.csv"
-    results = table.Results(path)
+    results = results_file.Results(path)
     for key in KEYS:
-        results.append(table.row(key, VALUES | SECONDS))
+        results.append(results_file.row(key, VALUES | SECONDS))
     text = path.read_text()
     path.write_text(text[:-cut])
-    reopened = table.Results(path)
+    reopened = results_file.Results(path)
     whole = text[:-cut].count("\n") - 1
     assert reopened.rows == results.rows[:whole] and len(reopened.done) == whole
     for key in KEYS[whole:]:
-        reopened.append(table.row(key, VALUES | SECONDS))
+        reopened.append(results_file.row(key, VALUES | SECONDS))
     assert path.read_text() == text
 
 
 def test_failures_are_kept_on_one_line_and_tried_again(tmp_path: Path) -> None:
-    results = table.Results(tmp_path / "results.csv")
-    results.append(table.row(KEYS[0], {"error": 'ValueError: "a", b\nand c'}))
+    results = results_file.Results(tmp_path / "results.csv")
+    results.append(results_file.row(KEYS[0], {"error": 'ValueError: "a", b\nand c'}))
     assert lines(results.path)[0]["error"] == 'ValueError: "a", b and c'
-    assert table.Results(results.path).done == set()
+    assert results_file.Results(results.path).done == set()
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="other.csv: has the columns a,b, expected dataset,"):
-        table.Results(tmp_path / "other.csv")
+        results_file.Results(tmp_path / "other.csv")
 
 
 def test_means_are_over_seeds_and_over_sets_that_all_methods_scored() -> None:
     figures = {("a", "knn"): [0.5, 0.7], ("a", "ours"): [0.8, 0.8], ("b", "ours"): [0.9]}
     rows = [
-        table.row(table.Key(dataset, method, "clean", seed), VALUES | {"auroc": value})
+        results_file.row(results_file.Key(dataset, method, "clean", seed), VALUES | {"auroc": value})
         for (dataset, method), values in figures.items()
         for seed, value in enumerate(values)
     ]
@@ -171,11 +171,11 @@ def test_means_are_over_seeds_and_over_sets_that_all_methods_scored() -> None:
 
 
 def test_results_of_data_that_changed_are_not_added_to(tmp_path: Path) -> None:
-    table.claim_data(tmp_path, {"a": "1", "b": "2"})
-    table.claim_data(tmp_path, {"b": "2", "c": "3"})
+    results_file.claim_data(tmp_path, {"a": "1", "b": "2"})
+    results_file.claim_data(tmp_path, {"b": "2", "c": "3"})
     with pytest.raises(InputError, match="holds results of other data in b, c than there are now"):
-        table.claim_data(tmp_path, {"a": "1", "b": "0", "c": "0"})
-    table.claim_data(tmp_path, {"a": "1", "b": "2", "c": "3"})
+        results_file.claim_data(tmp_path, {"a": "1", "b": "0", "c": "0"})
+    results_file.claim_data(tmp_path, {"a": "1", "b": "2", "c": "3"})
 
 
 def test_printed_figures_stand_beside_resnet_rows_only() -> None:
@@ -183,7 +183,8 @@ def test_printed_figures_stand_beside_resnet_rows_only() -> None:
     assert table.printed_row("CV_by_ResNet18/CIFAR10_4") == table.printed_row("CIFAR10_4") == "CIFAR10_4"
     assert table.printed_row("CV_by_ViT/CIFAR10_4") is table.printed_row("CIFAR10_0") is None
     rows = [
-        table.row(table.Key(name, "dte_c", "paper", 0), VALUES | {"auroc": 0.5}) for name in ("CIFAR10_4", "CIFAR10_0")
+        results_file.row(results_file.Key(name, "dte_c", "paper", 0), VALUES | {"auroc": 0.5})
+        for name in ("CIFAR10_4", "CIFAR10_0")
     ]
     head, body = table.beside_printed(table.tabulate(rows, list(METHODS))) or ([], [])
     assert head[:2] == ["AUROC (%)", "dte_c"] and head[-1] == "printed DTE"
@@ -217,7 +218,7 @@ def test_the_plot_of_ranks_names_each_method_beside_its_own() -> None:
 def test_kept_curves_are_thin_and_keep_their_ends(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, 5000)
-    path = table_report.curve_path(tmp_path, table.Key("CV/a", "ours", "clean", 0))
+    path = table_report.curve_path(tmp_path, results_file.Key("CV/a", "ours", "clean", 0))
     table_report.save_curve(path, labels, labels + generator.normal(size=5000))
     with np.load(path) as curve:
         assert len(curve["fpr"]) <= 200 and curve["fpr"][[0, -1]].tolist() == curve["tpr"][[0, -1]].tolist() == [0, 1]
@@ -228,15 +229,15 @@ def test_one_bar_joins_all_that_do_not_differ() -> None:
 
 
 def test_digests_of_sets_that_are_not_asked_for_are_kept(tmp_path: Path) -> None:
-    table.claim_data(tmp_path, {"a": "1"})
-    table.claim_data(tmp_path, {"b": "1"})
+    results_file.claim_data(tmp_path, {"a": "1"})
+    results_file.claim_data(tmp_path, {"b": "1"})
     with pytest.raises(InputError, match="other data in a "):
-        table.claim_data(tmp_path, {"a": "2"})
+        results_file.claim_data(tmp_path, {"a": "2"})
 
 
 def test_means_are_over_the_sets_that_all_methods_have() -> None:
     found = (("A", "x", 0.5), ("B", "x", 1.0), ("A", "y", 0.7))
-    rows = [table.row(table.Key(d, m, "clean", 0), dict.fromkeys(METRICS, v)) for d, m, v in found]
+    rows = [results_file.row(results_file.Key(d, m, "clean", 0), dict.fromkeys(METRICS, v)) for d, m, v in found]
     by_method = table.summary(rows, ["x", "y"], {})["methods"]
     assert (by_method["x"]["auroc"], by_method["y"]["auroc"]) == (0.5, 0.7)
 
