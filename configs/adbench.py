@@ -8,6 +8,9 @@ gives the leaking protocol of the printed table.
 Data are whitened; the network is preconditioned by the exact denoiser of the Gaussian that whitening leaves, so training
 starts from the Mahalanobis distance and learns what is not Gaussian.
 
+With `--config.scoring.combination=nearest` the score is the distance from the nearest normals in local units
+(`dte.adaptive`, `ours` of the table), for which the network is not asked: mean AUROC 81.04 % instead of 79.24 %.
+
 A fifth of the normals, 256 at most, is held out for the threshold; the table's methods, which need none, learn from all.
 
 Result over the 21 ResNet18 sets of docs/results.md: mean AUROC 79.27 %, in 30 s of training and scoring on 2 CPU cores

@@ -32,8 +32,8 @@ class Calibration(NamedTuple):
     mean, scale: [L], mean and standard deviation of each level. log_mean [L], log_precision [L, L]: mean of the logarithms
     of the levels and inverse of their covariance, shrunk by OAS (Chen et al. 2010, eq. 23) on the scale of the correlations.
     log_tests: [2, 2], mean and standard deviation of the logarithms of `typicality` and of the distance from the nearest
-    normal, each normal's found without it. bank: [M, D], what normals are known by to `nearness.distances`, M = 0 where no
-    distance is asked for.
+    normal, each normal's found without it. bank, units: [M, D] and [M], what normals are known by to `nearness.distances` and
+    in which unit the distance from each is measured, M = 0 where no distance is asked for.
     """
 
     mean: Array
@@ -42,17 +42,27 @@ class Calibration(NamedTuple):
     log_precision: Array
     log_tests: Array
     bank: Array
+    units: Array
 
     def usual(self) -> float:
         """What a map of standardised levels gains where the error grows by the mean error of the normals."""
         return float((self.mean / self.scale).mean())
 
 
-def calibrate(levels: np.ndarray, bank: np.ndarray | None = None, distances: np.ndarray | None = None) -> Calibration:
-    """Fits the calibration on the levels of normals [L, N], N >= 2.
+class Near(NamedTuple):
+    """bank, units: of a `Calibration`. distances: [N], how far each normal is from the others of the bank."""
 
-    bank [M, D] and distances [N], together or neither: see `Calibration`, and how far each normal is from the others of the
-    bank. A level without spread is divided by 1.
+    bank: np.ndarray
+    units: np.ndarray
+    distances: np.ndarray
+
+
+NOT_ASKED = Near(np.zeros((0, 0)), np.zeros(0), np.zeros(0))
+
+
+def calibrate(levels: np.ndarray, near: Near = NOT_ASKED) -> Calibration:
+    """Fits the calibration on the levels of normals [L, N], N >= 2. A level without spread is divided by 1.
+
     Raises RunFailed on levels that are not finite, and InputError on one normal.
     """
     levels = np.asarray(levels, np.float64)
@@ -64,16 +74,17 @@ def calibrate(levels: np.ndarray, bank: np.ndarray | None = None, distances: np.
             f"{np.count_nonzero(~np.isfinite(levels))} values of {levels.size} that are no numbers"
         )
     # Copies tell nothing of how far normals lie apart, and a single one would be all of the deviation.
-    apart = np.ones(1) if distances is None or not distances.any() else distances[distances > 0]
+    apart = near.distances[near.distances > 0] if near.distances.any() else np.ones(1)
     tests = [np.log(np.maximum(test, TINY)) for test in (_held_out(levels, typicality), apart)]
     return _fit(levels)._replace(
         log_tests=jnp.asarray([[test.mean() for test in tests], [spread(test) for test in tests]], jnp.float32),
-        bank=jnp.asarray(np.zeros((0, 0)) if bank is None else bank, jnp.float32),
+        bank=jnp.asarray(near.bank, jnp.float32),
+        units=jnp.asarray(near.units, jnp.float32),
     )
 
 
 def scores_of_normals(
-    calibration: Calibration, levels: np.ndarray, combination: str, distances: np.ndarray | None = None
+    calibration: Calibration, levels: np.ndarray, combination: str, distances: np.ndarray
 ) -> np.ndarray:
     """What the normals [L, N] that a calibration was fitted on would score, had it not seen them: [N].
 
@@ -82,7 +93,7 @@ def scores_of_normals(
     """
     if combination == "standardised_mean" and len(levels) == 1:
         return np.asarray(standardised_mean(calibration, jnp.asarray(levels, jnp.float32)), np.float64)
-    known = np.ones(levels.shape[1]) if distances is None else distances
+    known = distances if len(distances) else np.ones(levels.shape[1])
 
     def score(others: Calibration, levels: Array) -> Array:
         filled = jnp.asarray(np.resize(known, levels.shape[1]), jnp.float32)
@@ -112,7 +123,7 @@ def _held_out(levels: np.ndarray, test: Callable[[Calibration, Array], Array]) -
 
 
 def _fit(levels: np.ndarray) -> Calibration:
-    """A calibration whose log_tests and bank are still to be found."""
+    """A calibration whose log_tests, bank and units are still to be found."""
     logs = np.log(np.maximum(levels, TINY)).T
     unit = spread(logs)
     from sklearn.covariance import oas  # here: the import takes longer than the fit
@@ -120,7 +131,7 @@ def _fit(levels: np.ndarray) -> Calibration:
     covariance, _ = oas((logs - logs.mean(axis=0)) / unit, assume_centered=True)
     # A level without any spread, which OAS of data without any spread leaves at 0, would have no inverse.
     precision = np.linalg.pinv(covariance, hermitian=True) / np.outer(unit, unit)
-    to_be_found = np.array([[0.0] * 2, [1.0] * 2]), np.zeros((0, 0))
+    to_be_found = np.array([[0.0] * 2, [1.0] * 2]), NOT_ASKED.bank, NOT_ASKED.units
     fitted = (levels.mean(axis=1), spread(levels.T), logs.mean(axis=0), precision, *to_be_found)
     return Calibration(*(jnp.asarray(value, jnp.float32) for value in fitted))
 
@@ -170,9 +181,11 @@ def fisher(calibration: Calibration, levels: Array, distances: Array) -> Array:
 
 
 LOGARITHMIC = ("typicality", "fisher")  # of COMBINATIONS, those that take logarithms of the levels
+NEAR = ("fisher", "nearest")  # those that ask for the distance from the nearest normals
 COMBINATIONS: dict[str, Callable[[Calibration, Array, Array], Array]] = {
     "standardised_mean": lambda calibration, levels, distances: standardised_mean(calibration, levels),
     "typicality": lambda calibration, levels, distances: typicality(calibration, levels),
     "fisher": fisher,
+    "nearest": lambda calibration, levels, distances: distances,
 }
 """(calibration, levels [L, B], distances [B] from the nearest normal) -> scores [B]."""

@@ -63,6 +63,11 @@ class Trained:
         )
 
     @property
+    def evaluations(self) -> int:
+        """Network evaluations a datum: none where the distance from the nearest normals is all of the score."""
+        return 0 if self._scoring.combination == "nearest" else self.system.score.evaluations
+
+    @property
     def has_maps(self) -> bool:
         """Whether the score comes as a map of the picture's pixels, rather than as one number."""
         x_0, denoise = jnp.zeros((1, *self.statistics.transform.shape)), self.system.denoise(self.params)

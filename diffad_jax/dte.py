@@ -155,13 +155,18 @@ def bandwidths(bank: np.ndarray, neighbours: int = BANDWIDTH_NEIGHBOURS, clip: f
     return np.clip(h, m / clip, clip * m)
 
 
+def neighbour_count(dims: int, terms: float = TERMS) -> int:
+    """How many neighbours `adaptive` asks for: k = terms / D within 3 and 10."""
+    return round(min(max(terms / dims, FEWEST), MOST))
+
+
 def adaptive(x: np.ndarray, bank: np.ndarray, units: np.ndarray, terms: float = TERMS) -> np.ndarray:
-    """The mean of the k smallest |x - x_i| / h_i, h = `bandwidths(bank)`, k = `terms` / D within 3 and 10: [M, D] -> [M].
+    """The mean of the k smallest |x - x_i| / h_i, h = `bandwidths(bank)`, k = `neighbour_count(D)`: [M, D] -> [M].
 
     Diffusion time in which each training datum's noise is measured in the units of its own neighbourhood: the empirical
     model (1 / N) sum_i N(x; x_i, h_i^2 s^2 I) has sample-point bandwidths (Breiman, Meisel & Purcell 1977, eq. 2.2), and
     for small noise the s^2 that explains x best is governed by the smallest |x - x_i| / h_i; the mean of several steadies it,
     the fewer the more columns each distance already sums over.
     """
-    k = round(min(max(terms / bank.shape[1], FEWEST), MOST))
-    return knn_distances(x, bank, min(k, len(bank)), units).mean(axis=1, dtype=np.float64)
+    k = min(neighbour_count(bank.shape[1], terms), len(bank))
+    return knn_distances(x, bank, k, units).mean(axis=1, dtype=np.float64)

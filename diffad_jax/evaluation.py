@@ -9,9 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffad_jax import compiler, memory, nearness
+from diffad_jax import compiler, memory, nearness, neighbours
 from diffad_jax.assembly import System
-from diffad_jax.calibration import COMBINATIONS, Calibration, calibrate, per_datum, scores_of_normals, standardised_mean
+from diffad_jax.calibration import (
+    COMBINATIONS,
+    NEAR,
+    NOT_ASKED,
+    Calibration,
+    Near,
+    calibrate,
+    per_datum,
+    scores_of_normals,
+    standardised_mean,
+)
 from diffad_jax.data.dataset import Chosen, Rows, evenly_spaced
 from diffad_jax.errors import InputError
 from diffad_jax.memory import Memory
@@ -19,7 +29,7 @@ from diffad_jax.metrics import threshold
 from diffad_jax.sharding import data_mesh, gather, on, own_rows, replicate, split
 from diffad_jax.training import Params
 
-MEMORY, FISHER = "memory", "fisher"
+MEMORY = "memory"
 HIGHEST = float(np.finfo(np.float32).max)  # the score of what lies too far away to be told how far
 Judge = Calibration | Memory
 """A memory where config.scoring.combination is "memory", else a calibration."""
@@ -57,7 +67,7 @@ def reading(judge: Judge, combination: str, x_0: Array, maps: Array) -> Reading:
     if isinstance(judge, Memory):
         found = memory.read(judge, maps)
     else:
-        distances = nearness.distances(judge.bank, x_0) if len(judge.bank) else jnp.ones(len(x_0))
+        distances = nearness.distances(judge.bank, judge.units, x_0) if len(judge.bank) else jnp.ones(len(x_0))
         found = COMBINATIONS[combination](judge, per_datum(maps), distances), standardised_mean(judge, maps)
     scores, maps = found
     # What lies too far away may leave float32 once its errors are standardised or squared: more anomalous than all else.
@@ -84,7 +94,8 @@ def batch_reader(
     mesh, key = data_mesh(batch_size), jax.random.key(seed)
     compiled = compiler.jit(on(mesh, read))
     if isinstance(judge, Calibration) and len(judge.bank):
-        judge = judge._replace(bank=nearness.filled(judge.bank))
+        bank, units = neighbours.filled(judge.bank, judge.units)
+        judge = judge._replace(bank=bank, units=units)
     params, judge = replicate((params, judge), mesh)
     return lambda x: compiled(params, judge, split(x, mesh), key)
 
@@ -139,27 +150,24 @@ def fit_judge(
         judge, scores = memory.remember(statistics, seed)
         return judge, threshold(scores), np.sort(scores)
     levels = make_levels(system, params, seed, batch_size)(normals)
-    if combination != FISHER:
+    if combination not in NEAR:
         return fit_calibration(levels, combination)
-    kept = evenly_spaced(len(all_normals), nearness.most_rows(all_normals.shape[1:]))
+    shape = all_normals.shape[1:]
+    kept = evenly_spaced(len(all_normals), nearness.most_rows(shape))
     mesh = data_mesh(batch_size)
     signature = compiler.jit(on(mesh, nearness.signature))
     bank, signatures = (
         joined(lambda x: signature(split(x, mesh)), rows, batch_size) for rows in (Chosen(all_normals, kept), normals)
     )
-    return fit_calibration(levels, combination, bank=bank, distances=nearness.distances_among(bank, signatures))
+    units = nearness.units(bank, shape)
+    near = Near(bank, units, nearness.distances_among(bank, units, signatures, shape))
+    return fit_calibration(levels, combination, near)
 
 
 def fit_calibration(
-    levels: np.ndarray,
-    combination: str = "standardised_mean",
-    bank: np.ndarray | None = None,
-    distances: np.ndarray | None = None,
+    levels: np.ndarray, combination: str = "standardised_mean", near: Near = NOT_ASKED
 ) -> tuple[Calibration, float, np.ndarray]:
-    """Of training normals: calibration, threshold on the combined score, the combined scores, sorted.
-
-    levels: [L, N]. bank, distances: see `calibration.calibrate`.
-    """
-    calibration = calibrate(levels, bank, distances)
-    scores = np.sort(scores_of_normals(calibration, levels, combination, distances))
+    """Of training normals' levels [L, N]: calibration, threshold on the combined score, the combined scores, sorted."""
+    calibration = calibrate(levels, near)
+    scores = np.sort(scores_of_normals(calibration, levels, combination, near.distances))
     return calibration, threshold(scores), scores

@@ -1,8 +1,9 @@
-"""How far is a datum from the nearest normal? The question that a denoiser does not answer.
+"""How far is a datum from the nearest normals? The question that a denoiser does not answer.
 
 Whether its errors are usual says nothing of where a datum lies among the normals. The distance to the nearest grows with the
-non-parametric estimate of diffusion time (`dte.non_parametric` with one neighbour). Pictures are compared after global
-contrast normalisation: in raw pixels brightness and contrast decide, which tell little of what is shown (docs/pictures.md).
+non-parametric estimate of diffusion time (`dte`). Vectors are measured in local units, by `dte.adaptive`. Pictures are
+compared with the one nearest after global contrast normalisation: in raw pixels brightness and contrast decide, which tell
+little of what is shown, and local units serve digits and photos worse than one unit (docs/pictures.md).
 """
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffad_jax import neighbours
+from diffad_jax import dte, neighbours
 
 SIDE = 32  # pixels
 MOST_VALUES, MOST_ROWS = 2**24, 2**15  # of a bank: 64 MiB, and 32 MiB of distances for a batch of 256
@@ -37,23 +38,35 @@ def most_rows(shape: tuple[int, ...]) -> int:
     return max(1, min(MOST_ROWS, MOST_VALUES // values))
 
 
-def filled(bank: Array) -> Array:
-    """The bank with so many of its rows once more that banks of about one size have one shape, and share programs."""
-    return jnp.resize(bank, (neighbours.shared_size(len(bank)), bank.shape[1]))
+def units(bank: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """In which unit the distance from each signature of the bank is measured, for data of a shape: [M, D] -> [M]."""
+    return dte.bandwidths(bank) if len(shape) == 1 else np.ones(len(bank))
 
 
-def distances(bank: Array, x: Array) -> Array:
-    """min_i |s(x) - b_i| over the signatures b_i of normals: [M, D], [B, ...] -> [B]."""
-    # Around the middle of the bank, as in `neighbours.knn_distances`.
-    middle = bank.mean(axis=0)
-    return neighbours.nearest(signature(x) - middle, bank - middle, jnp.ones(len(bank)), jnp.zeros(len(bank)), 1)[:, 0]
+def _count(shape: tuple[int, ...]) -> int:
+    """How many nearest normals a datum of a shape is compared with."""
+    return dte.neighbour_count(*shape) if len(shape) == 1 else 1
 
 
-def distances_among(bank: np.ndarray, signatures: np.ndarray) -> np.ndarray:
-    """The same for the signatures of normals that the bank may hold: [M, D], [N, D] -> [N]; none is its own neighbour.
+def distances(bank: Array, units: Array, x: Array) -> Array:
+    """The mean of the k smallest |s(x) - b_i| / h_i: [M, D], [M], [B, ...] -> [B].
 
-    Exactly 0 for what the bank holds twice.
+    b_i: the signatures of normals, h_i: their units. k = 1 for pictures, `dte.neighbour_count(D)` for vectors, or as many as
+    the bank holds. A row of infinite unit does not count (`neighbours.filled`).
     """
-    found = neighbours.knn_distances(signatures, bank, min(2, len(bank)))
-    found[found <= COPY * np.linalg.norm(signatures, axis=1, keepdims=True)] = 0
-    return np.where(found[:, 0] == 0, found[:, -1], found[:, 0])
+    # Around the middle of the bank, as in `neighbours.knn_distances`.
+    middle, k = bank.mean(axis=0), min(_count(x.shape[1:]), len(bank))
+    found = neighbours.nearest(signature(x) - middle, bank - middle, units, k)
+    count = jnp.minimum(k, jnp.isfinite(units).sum())
+    return jnp.where(jnp.arange(k) < count, found, 0).sum(axis=1) / count
+
+
+def distances_among(bank: np.ndarray, units: np.ndarray, signatures: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The same for the signatures of normals that the bank may hold: [M, D], [M], [N, D] -> [N]; none is its own neighbour.
+
+    Exactly 0 for what the bank holds more than k times.
+    """
+    k = min(_count(shape), max(1, len(bank) - 1))
+    found = neighbours.knn_distances(signatures, bank, min(k + 1, len(bank)), units)
+    found[found <= COPY * np.linalg.norm(signatures, axis=1, keepdims=True) / units.min()] = 0
+    return np.where(found[:, 0] == 0, found[:, -k:].mean(axis=1), found[:, :k].mean(axis=1))

@@ -27,17 +27,12 @@ def knn_distances(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | N
     # Around the middle of the bank, since the candidates' squares lose digits far from the origin.
     middle = bank.mean(axis=0, dtype=np.float64).astype(np.float32)
     bank = bank - middle
-    filler = shared_size(len(bank)) - len(bank)
-    rows = jnp.asarray(np.pad(bank, ((0, filler), (0, 0))), jnp.float32)
-    # A filler is infinitely far away: its inverse unit is 0 and its offset infinite.
-    weight = np.ones(len(bank)) if units is None else 1 / units
-    inverse = jnp.asarray(np.pad(weight, (0, filler)), jnp.float32)
-    offset = jnp.asarray(np.pad(np.zeros(len(bank)), (0, filler), constant_values=np.inf), jnp.float32)
+    rows, scale = filled(bank, np.ones(len(bank)) if units is None else units)
     found = [np.zeros((0, k), np.float32)]
     for start in range(0, len(x), BATCH):
         batch = x[start : start + BATCH] - middle
         padded = np.pad(batch, ((0, BATCH - len(batch)), (0, 0)))
-        found.append(np.asarray(nearest(jnp.asarray(padded, jnp.float32), rows, inverse, offset, k))[: len(batch)])
+        found.append(np.asarray(nearest(jnp.asarray(padded, jnp.float32), rows, scale, k))[: len(batch)])
     return np.concatenate(found)
 
 
@@ -46,17 +41,28 @@ def shared_size(count: int) -> int:
     return 256 if count <= 256 else -(-count // 1024) * 1024
 
 
-@partial(jax.jit, static_argnames="k")
-def nearest(x: Array, bank: Array, inverse: Array, offset: Array, k: int) -> Array:
-    """The k smallest |x - x_i| inverse_i + offset_i, ascending: [B, D], [N, D], [N], [N] -> [B, k], k <= N.
+def filled(bank: Any, units: Any) -> tuple[Array, Array]:
+    """The bank [N, D] and its units [N], with so many rows of infinite unit that banks of about one size have one shape.
 
-    offset: 0, or infinity for rows that do not count.
+    The fillers are copies, so that the bank's middle stays where it was.
+    """
+    filler = shared_size(len(bank)) - len(bank)
+    rows = jnp.resize(jnp.asarray(bank, jnp.float32), (len(bank) + filler, bank.shape[1]))
+    return rows, jnp.pad(jnp.asarray(units, jnp.float32), (0, filler), constant_values=jnp.inf)
+
+
+@partial(jax.jit, static_argnames="k")
+def nearest(x: Array, bank: Array, units: Array, k: int) -> Array:
+    """The k smallest |x - x_i| / h_i, ascending: [B, D], [N, D], [N] -> [B, k], k <= N.
+
+    units: h > 0. A row of infinite unit does not count: its distance is infinite.
     Candidates by |x|^2 - 2 x.y + |y|^2, which loses digits to cancellation, then their distances by differences.
     """
+    inverse, absent = 1 / units, jnp.where(jnp.isinf(units), jnp.inf, 0.0)
     square = (x**2).sum(1)[:, None] - 2 * jnp.dot(x, bank.T, precision="highest") + (bank**2).sum(1)
-    _, candidates = jax.lax.top_k(-(square * inverse**2 + offset), min(max(k, CANDIDATES), len(bank)))
+    _, candidates = jax.lax.top_k(-(square * inverse**2 + absent), min(max(k, CANDIDATES), len(bank)))
     exact = ((x[:, None] - bank[candidates]) ** 2).sum(axis=-1)
-    return jnp.sort(jnp.sqrt(exact) * inverse[candidates] + offset[candidates], axis=1)[:, :k]
+    return jnp.sort(jnp.sqrt(exact) * inverse[candidates] + absent[candidates], axis=1)[:, :k]
 
 
 def thinned(rows: Any, seed: int) -> np.ndarray:

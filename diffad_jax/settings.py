@@ -18,8 +18,8 @@ class Scoring(NamedTuple):
 
     batch_size: data scored at once. calibration_rows: training normals that the calibration, or the memory, and the threshold
     are fitted on; where config.training.validation_rows holds some out, it is those.
-    combination: "standardised_mean", "typicality" or "fisher", see `calibration`, or "memory", see `memory`. "fisher" keeps
-    the normals with the run, shrunk as `nearness` compares them and up to 64 MiB.
+    combination: "standardised_mean", "typicality", "fisher" or "nearest", see `calibration`, or "memory", see `memory`.
+    "fisher" and "nearest" keep the normals with the run, shrunk as `nearness` compares them and up to 64 MiB.
     smoothing: standard deviation in pixels of the Gaussian that smooths heat maps. picture_time, picture_steps: from which
     time, and in how many steps, the reconstructions of a report are made.
     """

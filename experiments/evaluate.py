@@ -85,7 +85,7 @@ def evaluate_run(directory: Path) -> list[Result]:
         "seed": config.seed,
         "seconds_train": counts["seconds_train"],
         "seconds_score": seconds,
-        "network_evaluations_per_datum": trained.system.score.evaluations,
+        "network_evaluations_per_datum": trained.evaluations,
         **source(),
         "tests": tests,
     }
@@ -93,7 +93,8 @@ def evaluate_run(directory: Path) -> list[Result]:
         workdir.save_json(directory / f"metrics{suffix()}.json", summary)
     results = []
     for dataset, (scores, pixel) in zip(datasets, readings, strict=True):
-        by_method = {f"diffusion ({config.model.name})": scores, **beside(dataset, config.seed)}
+        name = f"diffusion ({config.model.name})" if trained.evaluations else "nearest normals"
+        by_method = {name: scores, **beside(dataset, config.seed)}
         facts = {"training normals": int(counts["n_train"]), "test": len(dataset.test), "seed": config.seed, **source()}
         if held_out := int(counts.get("n_held_out", 0)):
             facts["normals held out for the threshold"] = held_out

@@ -6,7 +6,16 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from diffad_jax import evaluation
-from diffad_jax.calibration import COMBINATIONS, calibrate, fisher, per_datum, standardised_mean, typicality
+from diffad_jax.calibration import (
+    COMBINATIONS,
+    NOT_ASKED,
+    Near,
+    calibrate,
+    fisher,
+    per_datum,
+    standardised_mean,
+    typicality,
+)
 from diffad_jax.evaluation import fit_calibration
 
 
@@ -22,6 +31,11 @@ def test_standardised_levels_are_joined() -> None:
     assert_allclose(levels, pictures.mean(axis=(2, 3)), rtol=1e-5, atol=1e-7)
     joined = np.asarray(standardised_mean(calibration, jnp.asarray(pictures)))
     assert_allclose(joined.mean(axis=(1, 2)), standardised_mean(calibration, levels), rtol=1e-3)
+
+
+def apart(distances: np.ndarray) -> Near:
+    """Normals of which only the distances are known."""
+    return NOT_ASKED._replace(distances=distances)
 
 
 def lognormal(count: int, seed: int) -> np.ndarray:
@@ -63,7 +77,7 @@ def test_typicality_sees_errors_that_are_too_small_or_do_not_fit_together() -> N
 def test_fisher_adds_the_logarithms_of_two_tail_probabilities() -> None:
     normal, other = lognormal(500, 0), lognormal(50, 1)
     distances, far = (np.random.default_rng(i).gamma(9.0, size=n) for i, n in ((2, 500), (3, 50)))
-    calibration = calibrate(normal, distances=distances)
+    calibration = calibrate(normal, apart(distances))
     expected = np.zeros(50)
     for known, new in (
         (typicality(calibration, jnp.asarray(normal)), typicality(calibration, jnp.asarray(other))),
@@ -82,7 +96,7 @@ def test_a_test_of_normals_is_that_of_a_calibration_without_them() -> None:
     """Of many levels a calibration knows its own normals by heart, and new ones would all be far from what it expects."""
     mixing = np.random.default_rng(0).normal(size=(60, 60)) / 8
     normal, new = (np.exp(mixing @ np.random.default_rng(i).normal(size=(60, n))) for i, n in ((1, 100), (2, 2000)))
-    calibration = calibrate(normal, distances=np.ones(100))
+    calibration = calibrate(normal, apart(np.ones(100)))
     own, others = (
         np.log(np.asarray(typicality(calibration, jnp.asarray(x, jnp.float32)))).mean() for x in (normal, new)
     )
@@ -117,7 +131,7 @@ def test_new_normals_pass_the_threshold_as_often_as_it_says(combination: str) ->
     mixing = np.random.default_rng(0).normal(size=(60, 60)) / 8
     normal, new = (np.exp(mixing @ np.random.default_rng(i).normal(size=(60, n))) for i, n in ((1, 100), (2, 2000)))
     distances, new_distances = (np.random.default_rng(i).gamma(9.0, size=n) for i, n in ((3, 100), (4, 2000)))
-    calibration, threshold, scores = fit_calibration(normal, combination, distances=distances)
+    calibration, threshold, scores = fit_calibration(normal, combination, apart(distances))
     new_levels = jnp.asarray(new, jnp.float32), jnp.asarray(new_distances, jnp.float32)
     passed = np.asarray(COMBINATIONS[combination](calibration, *new_levels)) > threshold
     assert 0.005 < passed.mean() < 0.12
@@ -130,7 +144,7 @@ def test_new_normals_pass_the_threshold_as_often_as_it_says(combination: str) ->
 @pytest.mark.parametrize("distance", [0.0, 2.0])
 def test_levels_and_distances_without_spread_stay_finite(levels: np.ndarray, distance: float) -> None:
     distances = np.full(levels.shape[1], distance)
-    calibration = calibrate(levels, distances=distances)
+    calibration = calibrate(levels, apart(distances))
     for combine in COMBINATIONS.values():
         assert np.isfinite(
             np.asarray(combine(calibration, jnp.asarray(levels, jnp.float32), jnp.asarray(distances)))

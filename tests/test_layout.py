@@ -26,7 +26,8 @@ ORDER = [
         {"calibration", "patches"},
         {"memory"},
         {"neighbours"},
-        {"dte", "nearness"},
+        {"dte"},
+        {"nearness"},
         {"models"},
         {"training"},
         {"data"},
@@ -57,6 +58,7 @@ MATHEMATICS = [
     "calibration",
     "memory",
     "neighbours",
+    "dte",
     "nearness",
 ]
 

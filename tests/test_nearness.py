@@ -6,11 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from brute import brute_nearest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import roc_auc_score
 
-from diffad_jax import detector, nearness, runs
-from diffad_jax.calibration import Calibration, calibrate
+from diffad_jax import detector, dte, nearness, neighbours, runs
+from diffad_jax.calibration import Calibration, Near, calibrate
+from diffad_jax.data.dataset import evenly_spaced, one_class_split
 from diffad_jax.data.digits import digits
 
 RNG = np.random.default_rng(0)
@@ -37,31 +39,94 @@ def test_vectors_are_compared_as_they_are() -> None:
     assert_array_equal(nearness.signature(jnp.asarray(rows)), rows)
 
 
-def test_distances_are_those_from_the_nearest_and_never_from_oneself() -> None:
-    bank, new = RNG.normal(size=(40, 6)).astype(np.float32), RNG.normal(size=(30, 6)).astype(np.float32)
-    assert_allclose(nearness.distances(jnp.asarray(bank), jnp.asarray(new)), brute(new, bank).min(axis=1), rtol=1e-5)
-    assert_allclose(nearness.distances_among(bank, new), brute(new, bank).min(axis=1), rtol=1e-5)
+PICTURES, VECTORS = (2, 3, 1), (6,)  # shapes of data whose signatures have 6 values
+
+
+def distances(bank: np.ndarray, units: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(nearness.distances(*neighbours.filled(bank, units), jnp.asarray(vectors)))
+
+
+def test_pictures_are_compared_with_the_nearest_and_never_with_themselves() -> None:
+    x = RNG.normal(size=(70, *PICTURES)).astype(np.float32)
+    signatures = np.asarray(nearness.signature(jnp.asarray(x)))
+    bank, new, one = signatures[:40], signatures[40:], nearness.units(signatures[:40], PICTURES)
+    expected = brute(new, bank).min(axis=1)
+    assert_allclose(nearness.distances(jnp.asarray(bank), jnp.asarray(one), jnp.asarray(x[40:])), expected, rtol=1e-5)
+    assert_allclose(nearness.distances_among(bank, one, new, PICTURES), expected, rtol=1e-5)
     others = np.sort(brute(bank, bank), axis=1)[:, 1]
-    assert_allclose(nearness.distances_among(bank, bank[:10] * np.float32(1 + 1e-7)), others[:10], rtol=1e-5)
-    assert nearness.distances_among(bank[:1], bank[:1]) == 0, "a single normal has no other"
+    again = bank[:10] * np.float32(1 + 1e-7)
+    assert_allclose(nearness.distances_among(bank, one, again, PICTURES), others[:10], rtol=1e-5)
+    assert nearness.distances_among(bank[:1], one[:1], bank[:1], PICTURES) == 0, "a single normal has no other"
     twice = np.concatenate([bank, bank[:3]])
-    assert_array_equal(nearness.distances_among(twice, twice)[:5] == 0, [True] * 3 + [False] * 2)
-    assert_allclose(
-        nearness.distances(nearness.filled(jnp.asarray(bank + 300)), jnp.asarray(new + 300)),
-        brute(new, bank).min(axis=1),
-        rtol=1e-3,
-    )
+    among = nearness.distances_among(twice, np.ones(43), twice, PICTURES)
+    assert_array_equal(among[:5] == 0, [True] * 3 + [False] * 2)
     assert nearness.most_rows((512,)) == nearness.MOST_ROWS > nearness.most_rows((224, 224, 3)) == 2**24 // 3072
+
+
+def test_vectors_are_measured_in_the_units_of_each_neighbourhood() -> None:
+    """As `dte.adaptive` does, by ten neighbours of six values each; none of them is the row itself, or a filler."""
+    scale = np.repeat([[1.0], [1.5]], 20, axis=0)
+    bank, new = (3 * scale + scale * RNG.normal(size=(40, 6)) for _ in range(2))
+    bank, new = bank.astype(np.float32), new.astype(np.float32)
+    units = nearness.units(bank, VECTORS)
+    assert_allclose(units, dte.bandwidths(bank))
+    assert units.max() > 1.3 * units.min()
+    for offset in (0, 300):
+        expected = brute_nearest(new, bank, 10, units).mean(axis=1)
+        found = distances(bank + np.float32(offset), units, new + np.float32(offset))
+        assert_allclose(found, expected, rtol=1e-3 if offset else 1e-5)
+    assert_allclose(dte.adaptive(new, bank, units), distances(bank, units, new), rtol=1e-5)
+    assert_allclose(nearness.distances_among(bank, units, new, VECTORS), expected, rtol=1e-5)
+    # The rounding of another batch is small beside a row, and may be large beside its unit.
+    close = (1 + 1e-3 * bank).astype(np.float32)
+    units = nearness.units(close, VECTORS)
+    others = brute_nearest(close, close, 11, units)[:, 1:].mean(axis=1)
+    again = close[:10] * np.float32(1 + 1e-7)
+    assert_allclose(nearness.distances_among(close, units, again, VECTORS), others[:10], rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_of_fewer_normals_than_neighbours_all_are_compared(count: int) -> None:
+    bank, new = RNG.normal(size=(count, 6)).astype(np.float32), RNG.normal(size=(5, 6)).astype(np.float32)
+    units = nearness.units(bank, VECTORS)
+    assert_allclose(distances(bank, units, new), (brute(new, bank) / units).mean(axis=1), rtol=1e-5)
+    others = (brute(bank, bank) / units).sum(axis=1) / max(1, count - 1)
+    assert_allclose(nearness.distances_among(bank, units, bank, VECTORS), others, rtol=1e-5, atol=1e-6)
 
 
 def test_a_copied_normal_leaves_the_test_as_it_was() -> None:
     levels, bank = np.exp(RNG.normal(size=(3, 60))), RNG.normal(size=(60, 6)).astype(np.float32)
-    apart = nearness.distances_among(bank, bank)
+
+    def near() -> Near:
+        return Near(bank, np.ones(60), nearness.distances_among(bank, np.ones(60), bank, PICTURES))
+
+    apart = near()
     bank[1] = bank[0]
-    copied = nearness.distances_among(bank, bank)
-    assert (copied == 0).sum() == 2
-    without, with_copy = (calibrate(levels, bank, distances).log_tests for distances in (apart, copied))
+    copied = near()
+    assert (copied.distances == 0).sum() == 2
+    without, with_copy = (calibrate(levels, one).log_tests for one in (apart, copied))
     assert_allclose(with_copy[:, 1], without[:, 1], rtol=0.1)
+
+
+def test_a_run_scores_vectors_by_their_nearest_normals(tmp_path: Path) -> None:
+    """Normals of two densities, a network that the score does not ask, a threshold that new normals respect."""
+    rows = RNG.normal(size=(300, 5)) * np.repeat([0.2, 2.0], 150)[:, None] + np.repeat([0.0, 8.0], 150)[:, None]
+    dataset = one_class_split(rows.astype(np.float32), np.zeros(300, int), "rows", normals_alone=True)
+    config = tiny.get_config("rows")
+    config.training.validation_rows, config.scoring.combination = 0.2, "nearest"
+    runs.train(config, dataset, tmp_path, progress=False)
+    trained = detector.load(tmp_path)
+    bank = trained.statistics.transform.apply(dataset.train[:])
+    units, new = dte.bandwidths(bank), RNG.normal(size=(200, 5)).astype(np.float32) * 4
+    expected = brute_nearest(trained.statistics.transform.apply(new), bank, 10, units).mean(axis=1)
+    assert_allclose(trained.score(new), expected, rtol=1e-4)
+    assert trained.evaluations == 0
+    others = brute_nearest(bank, bank, 11, units)[evenly_spaced(300, 60), 1:].mean(axis=1)
+    assert_allclose(trained.statistics.normal_scores, np.sort(others), rtol=1e-4)
+    again = RNG.normal(size=(2000, 5)) * np.repeat([0.2, 2.0], 1000)[:, None] + np.repeat([0.0, 8.0], 1000)[:, None]
+    assert (trained.score(again.astype(np.float32)) > trained.statistics.threshold).mean() == pytest.approx(
+        0.05, abs=0.04
+    )
 
 
 @pytest.mark.parametrize("held_out", [0, 60])
