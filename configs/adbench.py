@@ -3,8 +3,9 @@
     python -m experiments.train --config configs/adbench.py --config.data.path=FOLDER --workdir runs/adbench
     python -m experiments.evaluate --workdir runs/adbench
 
-FOLDER holds `.npz` files of X, y; `--config.data.rows=6_cardio,4_breastw` takes two of them. `--config.data.protocol=paper`
-gives the leaking protocol of the printed table.
+FOLDER holds `.npz` files of X, y; `--config.data.rows=6_cardio,4_breastw` takes two of them. In its place may stand one file
+of rows, `.npz`, `.npy` or `.csv` (`data/row_files.py`). `--config.data.protocol=paper` gives the leaking protocol of the
+printed table.
 Data are whitened; the network is preconditioned by the exact denoiser of the Gaussian that whitening leaves, so training
 starts from the Mahalanobis distance and learns what is not Gaussian.
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from diffad_jax import csv_files
 from diffad_jax.data.loading import LOADERS
 from diffad_jax.data.pictures import PictureFiles
-from diffad_jax.data.raw import unlabelled
+from diffad_jax.data.row_files import unlabelled
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.workdir import Statistics, claim, write_atomically
@@ -94,12 +94,13 @@ def score_folder(
 
 
 def score_rows(trained: Trained, file: Path, out: Path) -> Counts:
-    """Scores the rows of the array X of an `.npz` file, or of an `.npy` file: out/scores.csv, whose path is the row's number.
+    """Scores the rows of a file, see `row_files.unlabelled`: out/scores.csv, whose path is the row's number.
 
     Raises InputError, naming the file, where it cannot be read, does not fit the run or is not finite, and where `out` holds
     other scores.
     """
-    rows = unlabelled(file)
+    rows, columns = unlabelled(file)
+    trained.statistics.check_columns(columns, str(file))
     try:
         scores = trained.score(rows)
     except InputError as error:

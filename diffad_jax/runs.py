@@ -124,7 +124,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
     counts = {"n_train": len(learnt), "n_held_out": len(held_out)}
     facts = {**counts, "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
     if writes:
-        Statistics(transform, *judged, facts, dataset.name, fingerprint(dataset.train)).save(workdir)
+        Statistics(transform, *judged, facts, dataset.name, fingerprint(dataset.train), dataset.columns).save(workdir)
 
 
 def _finished(config: ConfigDict, dataset: Dataset, workdir: Path) -> bool:

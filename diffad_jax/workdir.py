@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,7 @@ class Statistics:
     judge: see `evaluation.Judge`.
     normal_scores: [N], the scores of the normals that the judge was fitted on, each by a fit without it, sorted.
     dataset, rows: the name of the data set whose normals they were, and its training rows' `dataset.fingerprint`.
+    columns: the names of its columns, none where it has no names.
     """
 
     transform: Transform
@@ -163,6 +164,17 @@ class Statistics:
     facts: Mapping[str, float]
     dataset: str
     rows: str
+    columns: tuple[str, ...] = ()
+
+    def check_columns(self, columns: Sequence[str], source: str) -> None:
+        """Raises InputError, which begins with `source`, on data whose columns have other names, or another order."""
+        if columns and self.columns and tuple(columns) != self.columns:
+            place = next((i for i, pair in enumerate(zip(columns, self.columns)) if len(set(pair)) == 2), None)
+            found, learnt = (
+                f"{len(names)} columns" if place is None else repr(names[place]) for names in (columns, self.columns)
+            )
+            where = "" if place is None else f" as column {place}"
+            raise InputError(f"{source}: found {found}{where}, the run has learnt {learnt}")
 
     def check_trained_on(self, dataset: Dataset, run: str) -> None:
         """Raises InputError, which begins with `run`, on a data set of another name or with other training rows."""
@@ -180,7 +192,7 @@ class Statistics:
         arrays |= {f"calibration/{key}": np.asarray(value) for key, value in self.judge._asdict().items()}
         arrays |= {f"facts/{key}": np.asarray(value) for key, value in self.facts.items()}
         arrays |= {"normal_scores": self.normal_scores, "dataset": np.array(self.dataset)}
-        arrays["rows"] = np.array(self.rows)
+        arrays |= {"rows": np.array(self.rows), "columns": np.array(self.columns, str)}
         save_npz(workdir / "statistics.npz", {**arrays, "threshold": np.array(self.threshold)})
 
     @classmethod
@@ -217,4 +229,5 @@ class Statistics:
             facts,
             str(stored["dataset"]),
             str(stored["rows"]),
+            tuple(map(str, stored.get("columns", ()))),
         )

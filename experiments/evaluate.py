@@ -2,9 +2,9 @@
 
 python -m experiments.evaluate --workdir runs/digits [--data other.npz] [--baselines iforest,ocsvm,copod,knn,knn_raw]
 
-Without --data the test sets of the run's own config are scored. PATH in --data: an `.npz` of X, y (0 normal, 1 anomaly),
-or a folder with sub-folders of pictures, `good` the normal one, read as the training pictures were; results then go to
-metrics_<name of PATH>.json and report_<name of PATH>.html.
+Without --data the test sets of the run's own config are scored. PATH in --data: an `.npz` of X, y (0 normal, 1 anomaly), a
+`.csv` with a column y, or a folder with sub-folders of pictures, `good` the normal one, read as the training pictures were;
+results then go to metrics_<name of PATH>.json and report_<name of PATH>.html.
 """
 
 import json
@@ -25,7 +25,7 @@ from diffad_jax.data.dataset import Dataset, Rows, fingerprint
 from diffad_jax.data.folders import labelled_folder
 from diffad_jax.data.loading import load
 from diffad_jax.data.pictures import PictureFiles
-from diffad_jax.data.raw import labelled
+from diffad_jax.data.row_files import labelled
 from diffad_jax.distributed import check_alike, together
 from diffad_jax.errors import InputError
 from diffad_jax.figures import Pictures
@@ -37,7 +37,9 @@ from experiments import cli
 
 cli.distributed_flags()
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run, or of several.", required=True)
-DATA = flags.DEFINE_string("data", None, "Other labelled data to score: an .npz of X, y or a folder of pictures.")
+DATA = flags.DEFINE_string(
+    "data", None, "Other labelled data to score: an .npz of X, y, a .csv with a column y, or a folder of pictures."
+)
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Data scored at once, by default as the run's config says.", lower_bound=1
 )
@@ -192,7 +194,8 @@ def other_data(trained: detector.Trained, path: Path, train: Rows) -> Dataset:
     if path.is_dir():
         files, labels = labelled_folder(path)
         return Dataset(name_of(path), train, as_trained(trained, files, PictureFiles), labels)
-    return Dataset(name_of(path), train, *labelled_once(path))
+    X, y, _ = labelled_once(path)
+    return Dataset(name_of(path), train, X, y)
 
 
 def check_other_data(path: Path, directory: Path) -> None:
@@ -203,8 +206,11 @@ def check_other_data(path: Path, directory: Path) -> None:
             check_pictures(workdir.load_config(directory), statistics)
         except InputError as error:
             raise InputError(f"--data: {path} is a folder of pictures, and of {directory}: {error}") from error
-    elif (found := labelled_once(path)[0].shape[1:]) != (shape := tuple(statistics.transform.shape)):
+        return
+    X, _, columns = labelled_once(path)
+    if (found := X.shape[1:]) != (shape := tuple(statistics.transform.shape)):
         raise InputError(f"{path}: data of shape {found}, the run of {directory} has learnt {shape}")
+    statistics.check_columns(columns, f"{path} for {directory}")
 
 
 def pictures_of(trained: detector.Trained, dataset: Dataset, scores: np.ndarray) -> Pictures:

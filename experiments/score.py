@@ -3,10 +3,10 @@
 python -m experiments.score --workdir runs/tiles --input photos --out scores [--heat_maps] [--on_error skip|fail]
 python -m experiments.score --workdir runs/mine --input embeddings.npz --out scores
 
-A file is an `.npz` of X or an `.npy`, and the path of a row is its number, from 0. Writes scores.csv into OUT: path, score,
-probability (1 - conformal p-value among the training normals, no probability of an anomaly), label (1: anomalous by the
-threshold of the normals), and with --heat_maps a PNG for each picture. Of a folder, a command that was stopped goes on,
-pictures that have come since are added, and those that have changed are scored again; the rows of a file are scored anew.
+A file is an `.npz` of X, an `.npy` or a `.csv`, and the path of a row is its number, from 0. Writes scores.csv into OUT:
+path, score, probability (1 - conformal p-value among the training normals, no probability of an anomaly), label (1: anomalous
+by the threshold of the normals), and with --heat_maps a PNG for each picture. Of a folder, a command that was stopped goes
+on, pictures that have come since are added, and those that have changed are scored again; the rows of a file are scored anew.
 What cannot be read is listed in unreadable.csv and tried again the next time; with --on_error=fail the first such file ends
 the command with exit code 2.
 """
@@ -18,13 +18,14 @@ from absl import flags
 from diffad_jax import detector
 from diffad_jax.data.folders import picture_folder
 from diffad_jax.data.pictures import ON_ERROR
+from diffad_jax.data.row_files import SUFFIXES
 from diffad_jax.errors import InputError
 from diffad_jax.folder_scores import score_folder, score_rows
 from experiments import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
 INPUT = flags.DEFINE_string(
-    "input", None, "Folder of pictures, at any depth, or an .npz of X or an .npy of rows.", required=True
+    "input", None, "Folder of pictures, at any depth, or a file of rows: an .npz of X, .npy or .csv.", required=True
 )
 OUT = flags.DEFINE_string("out", None, "Directory for the scores.", required=True)
 BATCH_SIZE = flags.DEFINE_integer(
@@ -37,9 +38,9 @@ FAULTS = flags.DEFINE_enum("on_error", "skip", ON_ERROR, "What to do about pictu
 def main(_: list[str]) -> None:
     root, out = Path(INPUT.value), Path(OUT.value)
     trained = detector.load(WORKDIR.value, BATCH_SIZE.value)
-    of_rows = root.suffix.lower() in (".npz", ".npy") and not root.is_dir()
+    of_rows = root.suffix.lower() in SUFFIXES and not root.is_dir()
     if root.is_file() and not of_rows:
-        raise InputError(f"--input: {root} is a file, allowed are .npz and .npy files and folders of pictures")
+        raise InputError(f"--input: {root} is a file, allowed are .npz, .npy and .csv files and folders of pictures")
     if of_rows and HEAT_MAPS.value:
         raise InputError(f"--heat_maps: allowed with a folder of pictures, {root} is a file")
     if of_rows:

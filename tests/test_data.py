@@ -19,9 +19,9 @@ from diffad_jax.data import dataset, npz, transforms
 from diffad_jax.data.adbench import adbench, adbench_names
 from diffad_jax.data.dataset import Chosen, Rows, fingerprint, one_class_split
 from diffad_jax.data.digits import digits
-from diffad_jax.data.npz import read_npz
 from diffad_jax.data.pictures import PictureFiles
-from diffad_jax.data.raw import labelled, mnist_c, pictures, unlabelled
+from diffad_jax.data.raw import mnist_c, pictures
+from diffad_jax.data.row_files import labelled, read, unlabelled
 from diffad_jax.errors import InputError
 
 
@@ -137,12 +137,12 @@ def test_large_tables_stay_on_disk_and_split_as_small_ones(
 
     # What is scored stays on disk too, until a batch is read.
     np.save(tmp_path / "new.npy", X)
-    transform, new = transforms.fit("standardise", small.train), unlabelled(tmp_path / "new.npy")
+    transform, new = transforms.fit("standardise", small.train), unlabelled(tmp_path / "new.npy")[0]
     assert not isinstance(transform.view(new), np.ndarray)
     assert_array_equal(np.asarray(transform.view(new)), transform.apply(X))
     np.save(tmp_path / "spoilt.npy", np.where(np.arange(300)[:, None] == 270, np.nan, X))
     with pytest.raises(InputError, match="1 of 300 rows .*row 270"):
-        transform.view(unlabelled(tmp_path / "spoilt.npy"))
+        transform.view(unlabelled(tmp_path / "spoilt.npy")[0])
 
     X[5, 2] = np.inf
     save(tmp_path / "set.npz", y=y, X=X)
@@ -155,10 +155,10 @@ def test_large_tables_stay_on_disk_and_split_as_small_ones(
         adbench(tmp_path / "set.npz")
 
 
-def test_read_npz_refuses_pickles_damage_and_missing_arrays(tmp_path: Path) -> None:
+def test_archives_with_pickles_damage_or_labels_of_another_name_are_refused(tmp_path: Path) -> None:
     X, y = table()
     np.savez(tmp_path / "pickle.npz", X=np.array([{}], object), y=y)
-    np.savez(tmp_path / "no_y.npz", X=X)
+    np.savez(tmp_path / "no_y.npz", X=X, labels=y)
     (tmp_path / "text.npz").write_text("hello")
     np.savez_compressed(tmp_path / "damaged.npz", X=X, y=y)
     content = bytearray((tmp_path / "damaged.npz").read_bytes())
@@ -172,7 +172,7 @@ def test_read_npz_refuses_pickles_damage_and_missing_arrays(tmp_path: Path) -> N
         ("damaged", "cannot be read as numbers"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
-            read_npz(tmp_path / f"{name}.npz")
+            read(tmp_path / f"{name}.npz")
         assert f"{name}.npz" in str(caught.value)
 
 
@@ -312,7 +312,7 @@ def test_mnist_c_corruptions_share_one_training_set(tmp_path: Path) -> None:
 
 def test_labelled_reads_tables(tmp_path: Path) -> None:
     X, y = table()
-    found_X, found_y = labelled(save(tmp_path / "table.npz", X, y))
+    found_X, found_y, _ = labelled(save(tmp_path / "table.npz", X, y))
     assert np.array_equal(found_X, X.astype(np.float32)) and np.array_equal(found_y, y)
 
 
@@ -329,7 +329,8 @@ def test_columns_too_fine_for_float32_keep_their_digits(
         assert labelled(save(tmp_path / "constant.npz", constant, y))[0].dtype == np.float32
     stamped = X + np.where(np.arange(X.shape[1]) == 1, 1.7e9, 0)
     found, plain = (
-        one_class_split(*labelled(save(tmp_path / f"{i}.npz", rows, y)), "rows") for i, rows in enumerate((stamped, X))
+        one_class_split(*labelled(save(tmp_path / f"{i}.npz", rows, y))[:2], "rows")
+        for i, rows in enumerate((stamped, X))
     )
     for rows, expected in ((found.train, plain.train), (found.test, plain.test)):
         fitted, like = transforms.fit("standardise", found.train), transforms.fit("standardise", plain.train)
@@ -532,7 +533,7 @@ def test_mapped_arrays_may_lie_column_by_column_but_hold_no_objects(
     monkeypatch.setattr(npz, "MAPPED_BYTES", 0)
     X = np.asfortranarray(np.arange(12.0).reshape(4, 3))
     np.savez(tmp_path / "a.npz", X=X, y=np.arange(4))
-    assert_array_equal(read_npz(tmp_path / "a.npz")[0], X)
+    assert_array_equal(read(tmp_path / "a.npz")[0], X)
     np.savez(tmp_path / "b.npz", X=np.array([1, "a"], object), y=np.arange(2))
     with pytest.raises(InputError, match="b.npz: cannot be read as numbers .*pickled"):
-        read_npz(tmp_path / "b.npz")
+        read(tmp_path / "b.npz")

@@ -339,7 +339,7 @@ def test_what_is_refused(workdir: Path, photos: Path, done: tuple[Path, Finished
     assert_refused(score(tmp_path / "other", photos, out), "run.json", "scores.sha256")
     assert_refused(score(workdir, photos, photos / "out"), "lies in the folder of pictures")
     assert_refused(score(workdir, tmp_path / "gone", out), "gone", "no such folder")
-    assert_refused(score(workdir, photos / "0.png", out), "--input", "0.png is a file", ".npz and .npy")
+    assert_refused(score(workdir, photos / "0.png", out), "--input", "0.png is a file", ".npz, .npy and .csv files")
     strict = score(workdir, photos, tmp_path / "strict", "--on_error=fail")
     assert_refused(strict, str(photos / "2b.png"), "cannot be read as a picture")
     assert [row["path"] for row in rows_of(tmp_path / "strict")] == ["0.png", "1.png", "2.png"]

@@ -8,10 +8,11 @@ import os
 import tempfile
 import urllib.parse
 import urllib.request
+from functools import partial
 from pathlib import Path
 
+from diffad_jax.data import row_files
 from diffad_jax.data.dataset import Dataset, one_class_split
-from diffad_jax.data.npz import read_npz
 from diffad_jax.errors import InputError
 
 COMMIT = "3dac8221081e190f157d78e93bfa8867f90d0965"
@@ -31,7 +32,7 @@ def adbench(
 ) -> Dataset:
     """Read one ADBench set as float32 rows [n, D] and split it one-class.
 
-    path: an `.npz` file, or a folder with `name` ("CIFAR10_4", or "CV_by_ResNet18/CIFAR10_4" where several folders
+    path: a file of `row_files`, or a folder with `name` ("CIFAR10_4", or "CV_by_ResNet18/CIFAR10_4" where several folders
     hold that name); None means the folder in the environment variable DIFFAD_DATA_DIR. A set that is not there but
     belongs to ADBench (`adbench_blobs.csv`) is fetched from the pinned commit into that folder, and kept only if its
     git blob SHA-1 agrees. ADBench is BSD-2; the MVTec-derived sets are CC BY-NC-SA 4.0 (no commercial use).
@@ -43,9 +44,9 @@ def adbench(
     if path is None and not (path := os.environ.get(DATA_DIR_VARIABLE)):
         raise InputError(f"path: none given and {DATA_DIR_VARIABLE} is not set, one of them must name the data folder")
     file = _locate(Path(path), name, base_url)
-    return one_class_split(
-        *read_npz(file), file.stem, protocol=protocol, seed=seed, source=str(file), normals_alone=normals_alone
-    )
+    stored = row_files.read(file)
+    split = partial(one_class_split, protocol=protocol, seed=seed, source=str(file), normals_alone=normals_alone)
+    return split(stored.X, stored.labels(), file.stem)._replace(columns=stored.columns)
 
 
 def adbench_names(path: str | Path) -> list[str]:
@@ -64,11 +65,11 @@ def adbench_names(path: str | Path) -> list[str]:
 def _locate(path: Path, name: str | None, base_url: str) -> Path:
     """The local file of a set, fetched first if it is missing and known."""
     if name is None:
-        if path.suffix != ".npz":
+        if path.suffix not in row_files.SUFFIXES:
             raise InputError(
-                f"{path}: is no .npz file, allowed is one of X, y, or a folder of them with the name of a set"
+                f"{path}: is no .npz, .npy or .csv file, allowed is one, or a folder of .npz with the name of a set"
             )
-        if path.is_file():
+        if path.is_file() or path.suffix != ".npz":
             return path
         root, name = path.parent, path.stem
     else:

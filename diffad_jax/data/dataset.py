@@ -61,7 +61,8 @@ class Dataset(NamedTuple):
 
     name: for reports.  train: numbers [N, D] or [N, H, W, C], normals only.  test: [M, ...].  labels: int [M], 0 normal,
     1 anomaly.  masks: bool [M, H, W], True on the defect, where the data have them.  groups: str [M], the class or the
-    kind of defect of each test datum.  Values are raw; `transforms.fit(..., train)` brings them to model range.
+    kind of defect of each test datum.  columns: the names of the columns of rows [N, D], where the data have them.  Values
+    are raw; `transforms.fit(..., train)` brings them to model range.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Dataset(NamedTuple):
     labels: np.ndarray
     masks: Rows | None = None
     groups: np.ndarray | None = None
+    columns: tuple[str, ...] = ()
 
 
 def first_nonfinite(rows: Rows) -> tuple[int, int]:

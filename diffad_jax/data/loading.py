@@ -10,6 +10,7 @@ from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.digits import digits
 from diffad_jax.data.folders import class_folders, mvtec, npz_classes, npz_classes_each
 from diffad_jax.data.raw import mnist_c, pictures
+from diffad_jax.data.row_files import SUFFIXES
 from diffad_jax.data.tfds_pictures import tfds_corrupted, tfds_pictures
 from diffad_jax.errors import InputError
 
@@ -23,7 +24,7 @@ def adbench_folder(
     path: str | Path, rows: Sequence[str] = (), protocol: str = "clean", seed: int = 0
 ) -> tuple[Dataset, ...]:
     """The ADBench sets named in `rows`, or all in the folder, or the one that is the file `path`; see `adbench.adbench`."""
-    if Path(path).is_file() or (Path(path).suffix == ".npz" and not Path(path).exists()):
+    if Path(path).is_file() or (Path(path).suffix in SUFFIXES and not Path(path).exists()):
         return (adbench(path, None, protocol, seed, normals_alone=True),)
     return tuple(adbench(path, name, protocol, seed, normals_alone=True) for name in rows or adbench_names(path))
 

@@ -1,4 +1,4 @@
-"""Arrays of `.npz` archives, with one line for whatever is wrong with them; large ones stay on disk."""
+"""Arrays of `.npz` archives and `.npy` files, with one line for whatever is wrong with them; large ones stay on disk."""
 
 import shutil
 import tempfile
@@ -13,12 +13,6 @@ import numpy as np
 from diffad_jax.errors import InputError, first_line
 
 MAPPED_BYTES = 1 << 29
-
-
-def read_npz(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the arrays `X` and `y` of an `.npz` file as stored; raises InputError as `read_arrays` does."""
-    arrays = read_arrays(path, ("X", "y"))
-    return arrays["X"], arrays["y"]
 
 
 def read_arrays(path: str | Path, needed: Sequence[str], optional: Sequence[str] | None = ()) -> dict[str, np.ndarray]:
@@ -47,6 +41,19 @@ def read_arrays(path: str | Path, needed: Sequence[str], optional: Sequence[str]
         raise
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as numbers ({first_line(error)})") from error
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """Read the array of an `.npy` file as stored, as a memory map where it is larger than MAPPED_BYTES.
+
+    Raises InputError when the file is missing or damaged, or holds pickled objects.
+    """
+    try:
+        large = path.stat().st_size > MAPPED_BYTES
+        found: np.ndarray = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read as numbers ({first_line(error)})") from error
+    return found
 
 
 def _mapped(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
