@@ -63,11 +63,6 @@ class Trained:
         )
 
     @property
-    def evaluations(self) -> int:
-        """Network evaluations a datum: none where the distance from the nearest normals is all of the score."""
-        return 0 if self._scoring.combination == "nearest" else self.system.score.evaluations
-
-    @property
     def has_maps(self) -> bool:
         """Whether the score comes as a map of the picture's pixels, rather than as one number."""
         x_0, denoise = jnp.zeros((1, *self.statistics.transform.shape)), self.system.denoise(self.params)
@@ -78,15 +73,15 @@ class Trained:
         return joined(self._scores, self._view(raw), self._scoring.batch_size)
 
     def read(self, raw: Rows) -> Iterator[Reading]:
-        """Scores and smoothed heat maps of raw pictures [N, H, W, C], batch after batch, in bounded memory.
+        """Scores, smoothed heat maps and errors of raw pictures [N, H, W, C], batch after batch, in bounded memory.
 
         Where the score has no map, the maps are [B].
         """
         settings = self._scoring
-        for scores, maps in in_batches(self._readings, self._view(raw), settings.batch_size):
-            if settings.smoothing and maps.ndim == 3:
-                maps = gaussian_filter(maps, settings.smoothing, axes=(1, 2))
-            yield Reading(scores, maps)
+        for reading in in_batches(self._readings, self._view(raw), settings.batch_size):
+            if settings.smoothing and reading.maps.ndim == 3:
+                reading = reading._replace(maps=gaussian_filter(reading.maps, settings.smoothing, axes=(1, 2)))
+            yield reading
 
     def _view(self, raw: Rows | Array) -> Rows:
         return self.statistics.transform.view(np.asarray(raw) if isinstance(raw, Array) else raw)
@@ -94,6 +89,10 @@ class Trained:
     @cached_property
     def _scores(self) -> Callable[[np.ndarray], Array]:
         return self._reader(lambda reading: reading.scores)
+
+    @cached_property
+    def _pairs(self) -> Callable[[np.ndarray], Array]:
+        return self._reader(lambda reading: jnp.stack([reading.scores, reading.errors], axis=1))
 
     @cached_property
     def _readings(self) -> Callable[[np.ndarray], Reading]:
@@ -105,15 +104,18 @@ class Trained:
         return batch_reader(self.system, self.params, judge, *how, part)
 
     def score_each(self, raw_sets: Sequence[Rows]) -> list[np.ndarray]:
-        """The scores of several sets. A row that stands in more than one is scored once: its score depends on it alone."""
+        """Scores and errors of several sets, see `Reading`, each [N, 2].
+
+        A row that stands in more than one is scored once: its score depends on it alone.
+        """
         alike = len({raw.shape[1:] for raw in raw_sets}) == 1 and all(len(raw) for raw in raw_sets)
         if len(raw_sets) == 1 or not alike or not all(isinstance(raw, np.ndarray) for raw in raw_sets):
-            return [self.score(raw) for raw in raw_sets]
+            return [joined(self._pairs, self._view(raw), self._scoring.batch_size) for raw in raw_sets]
         rows = np.concatenate([np.ascontiguousarray(raw).reshape(len(raw), -1) for raw in raw_sets])
         as_bytes = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
         _, first, place = np.unique(as_bytes, return_index=True, return_inverse=True)
-        scores = self.score(rows[first].reshape(-1, *raw_sets[0].shape[1:]))[place]
-        return np.split(scores, np.cumsum([len(raw) for raw in raw_sets])[:-1])
+        (pairs,) = self.score_each([rows[first].reshape(-1, *raw_sets[0].shape[1:])])
+        return np.split(pairs[place], np.cumsum([len(raw) for raw in raw_sets])[:-1])
 
     def sample(self, count: int, num_steps: int = 50, seed: int = 0) -> np.ndarray:
         """Draws `count` new normals from the model, in model range, with config.sampler over num_steps even steps.

@@ -52,10 +52,15 @@ def make_summaries(
 
 
 class Reading(NamedTuple):
-    """What the model says of a batch: scores [B], and heat maps [B, H, W], or [B] where the score has no map."""
+    """What the model says of a batch.
+
+    scores: [B]. maps: heat maps [B, H, W], or [B] where the score has no map. errors: [B], the mean of the standardised
+    levels, which is what the denoising errors say alone, whatever else the score asks; of a memory the score itself.
+    """
 
     scores: np.ndarray
     maps: np.ndarray
+    errors: np.ndarray
 
 
 def reading(judge: Judge, combination: str, x_0: Array, maps: Array) -> Reading:
@@ -65,13 +70,16 @@ def reading(judge: Judge, combination: str, x_0: Array, maps: Array) -> Reading:
     shows nothing of the distance from the nearest normal.
     """
     if isinstance(judge, Memory):
-        found = memory.read(judge, maps)
+        scores, maps = memory.read(judge, maps)
+        errors = scores
     else:
         distances = nearness.distances(judge.bank, judge.units, x_0) if len(judge.bank) else jnp.ones(len(x_0))
-        found = COMBINATIONS[combination](judge, per_datum(maps), distances), standardised_mean(judge, maps)
-    scores, maps = found
+        levels = per_datum(maps)
+        scores, errors = COMBINATIONS[combination](judge, levels, distances), standardised_mean(judge, levels)
+        maps = standardised_mean(judge, maps)
     # What lies too far away may leave float32 once its errors are standardised or squared: more anomalous than all else.
-    return Reading(jnp.nan_to_num(scores, nan=HIGHEST, posinf=HIGHEST), maps)  # type: ignore[arg-type]
+    scores, errors = (jnp.nan_to_num(found, nan=HIGHEST, posinf=HIGHEST) for found in (scores, errors))
+    return Reading(scores, maps, errors)  # type: ignore[arg-type]
 
 
 def batch_reader(

@@ -76,7 +76,7 @@ def score_folder(
     readings = trained.read(pictures) if pending else iter(())
     done = 0
     with tqdm(total=len(files), initial=len(files) - len(pending), unit="picture", smoothing=0, disable=None) as bar:
-        for scores, maps in readings:
+        for scores, maps, _ in readings:
             batch = pending[done : done + len(scores)]
             done += len(batch)
             good = np.array([file not in pictures.faults for file in batch])

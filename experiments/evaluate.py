@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -69,15 +70,20 @@ def evaluate_run(directory: Path) -> list[Result]:
     check_alike({f"{directory}, {dataset.name}": fingerprint(dataset.test) for dataset in datasets})
     started = time.perf_counter()
     try:
-        readings = read_each(trained, datasets)
+        found = read_each(trained, datasets)
     except InputError as error:
         if not DATA.value:
             raise
         raise InputError(f"{DATA.value}: {error}") from error
     seconds = time.perf_counter() - started
     tests = {
-        dataset.name: {**metrics(dataset.labels, scores), **(pixel or {}), "n_test": len(dataset.test)}
-        for dataset, (scores, pixel) in zip(datasets, readings, strict=True)
+        dataset.name: {
+            **metrics(dataset.labels, one.scores),
+            **({} if one.errors is None else {"auroc_of_errors": metrics(dataset.labels, one.errors)["auroc"]}),
+            **(one.pixel or {}),
+            "n_test": len(dataset.test),
+        }
+        for dataset, one in zip(datasets, found, strict=True)
     }
     means = {key: float(np.mean([test[key] for test in tests.values()])) for key in next(iter(tests.values()))}
     summary = {
@@ -87,16 +93,19 @@ def evaluate_run(directory: Path) -> list[Result]:
         "seed": config.seed,
         "seconds_train": counts["seconds_train"],
         "seconds_score": seconds,
-        "network_evaluations_per_datum": trained.evaluations,
+        "network_evaluations_per_datum": trained.system.score.evaluations,
         **source(),
         "tests": tests,
     }
     if jax.process_index() == 0:
         workdir.save_json(directory / f"metrics{suffix()}.json", summary)
     results = []
-    for dataset, (scores, pixel) in zip(datasets, readings, strict=True):
-        name = f"diffusion ({config.model.name})" if trained.evaluations else "nearest normals"
-        by_method = {name: scores, **beside(dataset, config.seed)}
+    for dataset, (scores, errors, pixel) in zip(datasets, found, strict=True):
+        name = (
+            "nearest normals" if config.scoring.get("combination") == "nearest" else f"diffusion ({config.model.name})"
+        )
+        alone = {} if errors is None else {f"errors alone ({config.model.name})": errors}
+        by_method = {name: scores, **alone, **beside(dataset, config.seed)}
         facts = {"training normals": int(counts["n_train"]), "test": len(dataset.test), "seed": config.seed, **source()}
         if held_out := int(counts.get("n_held_out", 0)):
             facts["normals held out for the threshold"] = held_out
@@ -121,19 +130,32 @@ def beside(dataset: Dataset, seed: int) -> dict[str, np.ndarray]:
     return {name: baselines.fit_score(name, train, test, seed) for name in names}
 
 
-def read_each(trained: detector.Trained, datasets: list[Dataset]) -> list[tuple[np.ndarray, dict[str, float] | None]]:
-    """The scores of each test set, and the measures of its heat maps where it has masks."""
+class Found(NamedTuple):
+    """Scores of a test set, the errors of a score that asks for more, and measures of heat maps where there are masks."""
+
+    scores: np.ndarray
+    errors: np.ndarray | None
+    pixel: dict[str, float] | None = None
+
+
+def found_in(scores: np.ndarray, errors: np.ndarray, pixel: dict[str, float] | None = None) -> Found:
+    """Without the errors where they are the score, see `evaluation.Reading`."""
+    return Found(scores, None if np.array_equal(scores, errors) else errors, pixel)
+
+
+def read_each(trained: detector.Trained, datasets: list[Dataset]) -> list[Found]:
+    """What the detector finds in each test set."""
     if not any(dataset.masks is not None for dataset in datasets):
-        return [(scores, None) for scores in trained.score_each([dataset.test for dataset in datasets])]
-    found: list[tuple[np.ndarray, dict[str, float] | None]] = []
+        return [found_in(*pairs.T) for pairs in trained.score_each([dataset.test for dataset in datasets])]
+    found = []
     for dataset in datasets:
         read = list(trained.read(dataset.test))
-        scores, maps = (np.concatenate(parts) for parts in zip(*read, strict=True))
+        scores, maps, errors = (np.concatenate(parts) for parts in zip(*read, strict=True))
         pixel = None
         if dataset.masks is not None and maps.ndim == 3:
             masks = np.asarray(dataset.masks)
             pixel = {"pixel_auroc": pixel_auroc(masks, maps), "aupro": aupro(masks, maps)}
-        found.append((scores, pixel))
+        found.append(found_in(scores, errors, pixel))
     return found
 
 

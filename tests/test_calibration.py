@@ -154,4 +154,6 @@ def test_levels_and_distances_without_spread_stay_finite(levels: np.ndarray, dis
 def test_what_is_no_number_scores_highest() -> None:
     judge = calibrate(np.random.default_rng(0).gamma(2, size=(2, 20)))
     found = evaluation.reading(judge, "typicality", jnp.zeros((3, 4)), jnp.full((2, 3), jnp.nan))
-    assert (np.asarray(found.scores) == evaluation.HIGHEST).all()
+    assert (np.asarray(found.scores) == evaluation.HIGHEST).all() and (
+        np.asarray(found.errors) == evaluation.HIGHEST
+    ).all()

@@ -20,13 +20,16 @@ import jax
 import numpy as np
 import pytest
 from processes import Finished, command, start, with_devices
+from sklearn.metrics import roc_auc_score
 from tiny import get_config
 
 import experiments
 from diffad_jax import detector, runs
+from diffad_jax.calibration import Calibration
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.digits import digits
 from diffad_jax.errors import InputError
+from diffad_jax.evaluation import make_levels
 from diffad_jax.workdir import Statistics
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +95,14 @@ def test_train_and_evaluate_leave_metrics_report_and_logs(done: tuple[Path, Fini
     assert b"grad_norm" in events.read_bytes()
     assert str(workdir / "metrics.json") in evaluated.out and str(workdir / "report.html") in evaluated.out
     assert f"{100 * metrics['auroc']:.2f}" in evaluated.out
+    # What the score, which joins two tests, says without the second.
+    run = detector.load(workdir)
+    levels = make_levels(run.system, run.params, 0, 256)(run.statistics.transform.apply(dataset.test))
+    calibration = run.statistics.judge
+    assert isinstance(calibration, Calibration)
+    errors = (levels - calibration.mean[:, None]) / calibration.scale[:, None]
+    assert metrics["auroc_of_errors"] == pytest.approx(roc_auc_score(dataset.labels, errors.mean(axis=0)), abs=1e-4)
+    assert f"{100 * metrics['auroc_of_errors']:.2f}" in evaluated.out and "errors alone (UNet)" in report
 
 
 @pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="another C library than glibc")

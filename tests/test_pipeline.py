@@ -327,7 +327,7 @@ def test_a_model_of_patches_reads_whole_pictures(tmp_path: Path) -> None:
     runs.train(config, Dataset("patches", PICTURES, PICTURES, labels), tmp_path, progress=False)
     trained = detector.load(tmp_path)
     assert trained.sample(2, 2).shape == (2, 4, 4, 1)
-    scores, maps = (np.concatenate(parts) for parts in zip(*trained.read(PICTURES), strict=True))
+    scores, maps, _ = (np.concatenate(parts) for parts in zip(*trained.read(PICTURES), strict=True))
     assert maps.shape == (COUNT, SIZE, SIZE)
     np.testing.assert_allclose(scores, trained.score(PICTURES), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(scores, trained.score(jnp.asarray(PICTURES)), rtol=1e-4, atol=1e-5)

@@ -409,7 +409,7 @@ def test_heat_maps_are_smoothed_each_by_itself() -> None:
     statistics: Any = SimpleNamespace(transform=SimpleNamespace(view=lambda x: x))
     config = ConfigDict({"scoring": {"smoothing": 1.0, "batch_size": 2}})
     trained = Trained(config, None, None, statistics)  # type: ignore[arg-type]
-    trained.__dict__["_readings"] = lambda x: Reading(x.mean(axis=(1, 2)), x)
+    trained.__dict__["_readings"] = lambda x: Reading(x.mean(axis=(1, 2)), x, x.mean(axis=(1, 2)))
     pictures = np.stack([np.zeros((6, 6)), np.ones((6, 6))]).astype(np.float32)
     (found,) = trained.read(pictures)
     np.testing.assert_allclose(found.maps, pictures, atol=1e-6)

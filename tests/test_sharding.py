@@ -252,7 +252,12 @@ def test_the_number_of_devices_does_not_matter(together: np.ndarray) -> None:
 
 
 def test_sets_that_share_rows_are_scored_as_if_each_stood_alone(together: np.ndarray) -> None:
-    first, second, third = detector().score_each([ROWS[:90], ROWS[60:][::-1], ROWS[:1]])
+    sets = ROWS[:90], ROWS[60:][::-1], ROWS[:1]
+    found = detector().score_each(sets)
+    for one, errors in zip(sets, found):
+        calibrated = np.concatenate([reading.errors for reading in detector().read(one)])
+        assert_same(errors[:, 1], calibrated)
+    first, second, third = (pairs[:, 0] for pairs in found)
     assert_same(first, together[:90])
     assert_same(second, together[60:][::-1])
     assert_same(third, together[:1])
