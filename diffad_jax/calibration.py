@@ -1,7 +1,7 @@
 """From error maps to one number a datum: what the normals show of each level decides what it counts.
 
 Levels [L, B] are the means over pixels of the maps [L, B, ...] of a `scores.Score`. A calibration is fitted on the levels
-of normals and joins those of any datum, and its distance from the nearest normal, to one score [B], higher = more anomalous.
+of normals and joins those of any datum, and its distance from the nearest normals, to one score [B], higher = more anomalous.
 """
 
 from collections.abc import Callable
@@ -73,10 +73,13 @@ def calibrate(levels: np.ndarray, near: Near = NOT_ASKED) -> Calibration:
             "the score of training normals is not finite: its levels hold "
             f"{np.count_nonzero(~np.isfinite(levels))} values of {levels.size} that are no numbers"
         )
+    fitted = _fit(levels)
+    if not len(near.distances):
+        return fitted
     # Copies tell nothing of how far normals lie apart, and a single one would be all of the deviation.
     apart = near.distances[near.distances > 0] if near.distances.any() else np.ones(1)
     tests = [np.log(np.maximum(test, TINY)) for test in (_held_out(levels, typicality), apart)]
-    return _fit(levels)._replace(
+    return fitted._replace(
         log_tests=jnp.asarray([[test.mean() for test in tests], [spread(test) for test in tests]], jnp.float32),
         bank=jnp.asarray(near.bank, jnp.float32),
         units=jnp.asarray(near.units, jnp.float32),
@@ -88,16 +91,19 @@ def scores_of_normals(
 ) -> np.ndarray:
     """What the normals [L, N] that a calibration was fitted on would score, had it not seen them: [N].
 
+    distances: [N], of each from the nearest others, or empty where they are not asked for.
     Among themselves they look more typical than new normals do, the more so the more levels there are. One level that is only
     moved and stretched keeps its order, and calibrations that each do so differently would spoil that.
     """
+    if combination == "nearest":
+        return distances
     if combination == "standardised_mean" and len(levels) == 1:
         return np.asarray(standardised_mean(calibration, jnp.asarray(levels, jnp.float32)), np.float64)
     known = distances if len(distances) else np.ones(levels.shape[1])
 
     def score(others: Calibration, levels: Array) -> Array:
         filled = jnp.asarray(np.resize(known, levels.shape[1]), jnp.float32)
-        return COMBINATIONS[combination](others._replace(log_tests=calibration.log_tests), levels, filled)
+        return COMBINATIONS[combination].join(others._replace(log_tests=calibration.log_tests), levels, filled)
 
     return _held_out(np.asarray(levels, np.float64), score)
 
@@ -180,12 +186,21 @@ def fisher(calibration: Calibration, levels: Array, distances: Array) -> Array:
     return -jax.scipy.stats.norm.logsf((tests - mean[:, None]) / scale[:, None]).sum(axis=0)
 
 
-LOGARITHMIC = ("typicality", "fisher")  # of COMBINATIONS, those that take logarithms of the levels
-NEAR = ("fisher", "nearest")  # those that ask for the distance from the nearest normals
-COMBINATIONS: dict[str, Callable[[Calibration, Array, Array], Array]] = {
-    "standardised_mean": lambda calibration, levels, distances: standardised_mean(calibration, levels),
-    "typicality": lambda calibration, levels, distances: typicality(calibration, levels),
-    "fisher": fisher,
-    "nearest": lambda calibration, levels, distances: distances,
+class Combination(NamedTuple):
+    """join: (calibration, levels [L, B], distances [B] from the nearest normals) -> scores [B].
+
+    logarithmic: whether it takes logarithms of the levels, none of which may then be negative. near: whether it asks for the
+    distances, for which a run keeps its normals.
+    """
+
+    join: Callable[[Calibration, Array, Array], Array]
+    logarithmic: bool = False
+    near: bool = False
+
+
+COMBINATIONS = {
+    "standardised_mean": Combination(lambda calibration, levels, distances: standardised_mean(calibration, levels)),
+    "typicality": Combination(lambda calibration, levels, distances: typicality(calibration, levels), logarithmic=True),
+    "fisher": Combination(fisher, logarithmic=True, near=True),
+    "nearest": Combination(lambda calibration, levels, distances: distances, near=True),
 }
-"""(calibration, levels [L, B], distances [B] from the nearest normal) -> scores [B]."""

@@ -13,7 +13,6 @@ from diffad_jax import compiler, memory, nearness, neighbours
 from diffad_jax.assembly import System
 from diffad_jax.calibration import (
     COMBINATIONS,
-    NEAR,
     NOT_ASKED,
     Calibration,
     Near,
@@ -75,7 +74,7 @@ def reading(judge: Judge, combination: str, x_0: Array, maps: Array) -> Reading:
     else:
         distances = nearness.distances(judge.bank, judge.units, x_0) if len(judge.bank) else jnp.ones(len(x_0))
         levels = per_datum(maps)
-        scores, errors = COMBINATIONS[combination](judge, levels, distances), standardised_mean(judge, levels)
+        scores, errors = COMBINATIONS[combination].join(judge, levels, distances), standardised_mean(judge, levels)
         maps = standardised_mean(judge, maps)
     # What lies too far away may leave float32 once its errors are standardised or squared: more anomalous than all else.
     scores, errors = (jnp.nan_to_num(found, nan=HIGHEST, posinf=HIGHEST) for found in (scores, errors))
@@ -147,33 +146,35 @@ def joined(function: Callable[[np.ndarray], Array], x: Rows, batch_size: int) ->
 
 
 def fit_judge(
-    system: System, params: Params, normals: Rows, all_normals: Rows, combination: str, seed: int, batch_size: int
+    system: System, params: Params, normals: Rows, chosen: np.ndarray, combination: str, seed: int, batch_size: int
 ) -> tuple[Judge, float, np.ndarray]:
-    """What scores are judged by, fitted on transformed normals [N, ...]: judge, threshold, the normals' scores, sorted.
+    """What scores are judged by, fitted on transformed normals[chosen]: judge, threshold, the scores of these, sorted.
 
-    all_normals: what `normals` are some of; as many as there is room for are kept where the combination asks for the nearest.
+    normals: [N, ...]; as many as there is room for are kept where the combination asks for the nearest. chosen: int [n].
     """
+    rows = normals[chosen]
     if combination == MEMORY:
-        statistics = make_summaries(system, params, seed, batch_size, memory.local_statistics)(normals)
+        statistics = make_summaries(system, params, seed, batch_size, memory.local_statistics)(rows)
         judge, scores = memory.remember(statistics, seed)
         return judge, threshold(scores), np.sort(scores)
-    levels = make_levels(system, params, seed, batch_size)(normals)
-    if combination not in NEAR:
+    levels = make_levels(system, params, seed, batch_size)(rows)
+    if not COMBINATIONS[combination].near:
         return fit_calibration(levels, combination)
-    shape = all_normals.shape[1:]
-    kept = evenly_spaced(len(all_normals), nearness.most_rows(shape))
+    shape = normals.shape[1:]
+    kept = evenly_spaced(len(normals), nearness.most_rows(shape))
     mesh = data_mesh(batch_size)
     signature = compiler.jit(on(mesh, nearness.signature))
     bank, signatures = (
-        joined(lambda x: signature(split(x, mesh)), rows, batch_size) for rows in (Chosen(all_normals, kept), normals)
+        joined(lambda x: signature(split(x, mesh)), some, batch_size) for some in (Chosen(normals, kept), rows)
     )
     units = nearness.units(bank, shape)
-    near = Near(bank, units, nearness.distances_among(bank, units, signatures, shape))
+    distances = nearness.distances_among(bank, units, signatures, np.isin(chosen, kept), shape)
+    near = Near(bank, units, distances)
     return fit_calibration(levels, combination, near)
 
 
 def fit_calibration(
-    levels: np.ndarray, combination: str = "standardised_mean", near: Near = NOT_ASKED
+    levels: np.ndarray, combination: str, near: Near = NOT_ASKED
 ) -> tuple[Calibration, float, np.ndarray]:
     """Of training normals' levels [L, N]: calibration, threshold on the combined score, the combined scores, sorted."""
     calibration = calibrate(levels, near)

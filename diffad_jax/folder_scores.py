@@ -22,7 +22,8 @@ from diffad_jax.data.pictures import PictureFiles
 from diffad_jax.data.row_files import unlabelled
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
-from diffad_jax.workdir import Statistics, claim, write_atomically
+from diffad_jax.files import write_atomically
+from diffad_jax.workdir import Statistics, claim
 
 COLUMNS = ("path", "score", "probability", "label")
 UNREADABLE = ("path", "cause")
@@ -100,12 +101,15 @@ def score_rows(trained: Trained, file: Path, out: Path) -> Counts:
     other scores.
     """
     rows, columns = unlabelled(file)
-    trained.statistics.check_columns(columns, str(file))
+    rows = trained.statistics.arranged(rows, columns, str(file))
     try:
-        scores = trained.score(rows)
+        readable = trained.statistics.transform.view(rows)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-    _claim(out, trained, file)
+    if not len(readable):
+        raise InputError(f"{file}: holds no rows")
+    _claim(out, trained, file)  # before the work, which another's directory would waste
+    scores = trained.score(rows)
     table = _rows(map(str, range(len(rows))), scores, trained.statistics)
     write_atomically(out / "scores.csv", csv_files.lines([COLUMNS, *table]))
     return Counts(len(table), len(table), sum(row[3] for row in table), 0)
@@ -125,12 +129,14 @@ def probability(statistics: Statistics, scores: np.ndarray) -> np.ndarray:
 
 
 def colours(statistics: Statistics, maps: np.ndarray) -> np.ndarray:
-    """Heat maps [B, H, W] -> uint8 [B, H, W, 3] on one scale for all pictures, fixed by the training normals.
+    """Heat maps [B, H, W] -> uint8 [B, H, W, 3], from black to bright (matplotlib's "magma").
 
-    Black (matplotlib's "magma") is the mean error of the normals or less, the brightest colour BRIGHTEST times that or more:
-    BRIGHTEST times the mean lies BRIGHTEST - 1 means above it. With a memory it is distances in place of errors.
+    Black is the mean error of the normals or less, the brightest colour BRIGHTEST times that or, where a picture has more,
+    the most that it has: a normal stays dark, and of a large error one sees where it is. BRIGHTEST times the mean lies
+    BRIGHTEST - 1 means above it. With a memory it is distances in place of errors.
     """
-    top = (BRIGHTEST - 1) * statistics.judge.usual() or 1.0
+    usual = (BRIGHTEST - 1) * statistics.judge.usual() or 1.0
+    top = np.maximum(maps.max(axis=(1, 2), keepdims=True), usual)
     return np.asarray(colormaps["magma"](np.clip(maps / top, 0, 1), bytes=True))[..., :3]
 
 

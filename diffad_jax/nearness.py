@@ -16,7 +16,7 @@ from diffad_jax import dte, neighbours
 SIDE = 32  # pixels
 MOST_VALUES, MOST_ROWS = 2**24, 2**15  # of a bank: 64 MiB, and 32 MiB of distances for a batch of 256
 SOFTENING = 0.2  # of pictures in [-1, 1], whose deviation is about 0.5: what has less keeps some of its faintness
-COPY = 1e-5  # of a signature's length: how far a datum may lie from itself by the rounding of another batch
+COPY = 1e-5  # of a signature's length: how far a copy may lie by rounding, and counts as no farther than 0
 
 
 def signature(x: Array) -> Array:
@@ -56,17 +56,21 @@ def distances(bank: Array, units: Array, x: Array) -> Array:
     """
     # Around the middle of the bank, as in `neighbours.knn_distances`.
     middle, k = bank.mean(axis=0), min(_count(x.shape[1:]), len(bank))
-    found = neighbours.nearest(signature(x) - middle, bank - middle, units, k)
+    signatures = signature(x)
+    found = neighbours.nearest(signatures - middle, bank - middle, units, k)
+    found = jnp.where(found <= COPY * jnp.linalg.norm(signatures, axis=1, keepdims=True) / units.min(), 0, found)
     count = jnp.minimum(k, jnp.isfinite(units).sum())
     return jnp.where(jnp.arange(k) < count, found, 0).sum(axis=1) / count
 
 
-def distances_among(bank: np.ndarray, units: np.ndarray, signatures: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The same for the signatures of normals that the bank may hold: [M, D], [M], [N, D] -> [N]; none is its own neighbour.
+def distances_among(
+    bank: np.ndarray, units: np.ndarray, signatures: np.ndarray, members: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """The same for the signatures of normals, of which the bank holds the `members`: [M, D], [M], [N, D], bool [N] -> [N].
 
-    Exactly 0 for what the bank holds more than k times.
+    None is its own neighbour. Exactly 0 for what the bank holds k times besides.
     """
     k = min(_count(shape), max(1, len(bank) - 1))
     found = neighbours.knn_distances(signatures, bank, min(k + 1, len(bank)), units)
     found[found <= COPY * np.linalg.norm(signatures, axis=1, keepdims=True) / units.min()] = 0
-    return np.where(found[:, 0] == 0, found[:, -k:].mean(axis=1), found[:, :k].mean(axis=1))
+    return np.where(members, found[:, -k:].mean(axis=1), found[:, :k].mean(axis=1))

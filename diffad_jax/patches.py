@@ -11,26 +11,23 @@ from diffad_jax.errors import InputError
 from diffad_jax.parametrisation import Denoise
 from diffad_jax.scores import Score
 
+OVERLAP = 0.5  # of a patch's size, at least
 
-def places(length: int, size: int, overlap: float) -> np.ndarray:
-    """First pixels of the fewest evenly spread patches that cover `length` and overlap by at least that share of `size`."""
-    count = 1 + int(np.ceil((length - size) / max(1.0, size * (1 - overlap))))
+
+def places(length: int, size: int) -> np.ndarray:
+    """First pixels of the fewest evenly spread patches that cover `length` and overlap by half or more of `size`."""
+    count = 1 + int(np.ceil((length - size) / max(1.0, size * (1 - OVERLAP))))
     return np.linspace(0, length - size, count).round().astype(int)
 
 
-def corners(height: int, width: int, size: int, overlap: float = 0.5) -> list[tuple[int, int]]:
-    """The first pixels of the patches that cover a picture.
-
-    Raises InputError on pictures smaller than a patch and an overlap outside [0, 1).
-    """
+def corners(height: int, width: int, size: int) -> list[tuple[int, int]]:
+    """The first pixels of the patches that cover a picture; raises InputError on pictures smaller than a patch."""
     if min(height, width) < size:
         raise InputError(f"patches: pictures of {height} x {width} pixels are smaller than size={size}")
-    if not 0 <= overlap < 1:
-        raise InputError(f"patches: overlap={overlap}, allowed is 0 <= overlap < 1")
-    return [(i, j) for i in places(height, size, overlap) for j in places(width, size, overlap)]
+    return [(i, j) for i in places(height, size) for j in places(width, size)]
 
 
-def over_patches(function: Callable[[Array], Array], x: Array, size: int, overlap: float = 0.5) -> Array:
+def over_patches(function: Callable[[Array], Array], x: Array, size: int) -> Array:
     """function, which takes [B, size, size, C] to [L, B, size, size], over all of x [B, H, W, C]: [L, B, H, W].
 
     Where patches overlap, their results are averaged with weights that fall linearly towards a patch's edge, so that no
@@ -38,7 +35,7 @@ def over_patches(function: Callable[[Array], Array], x: Array, size: int, overla
     Raises InputError as `corners` does.
     """
     height, width = x.shape[1:3]
-    firsts = corners(height, width, size, overlap)
+    firsts = corners(height, width, size)
     ramp = np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1)) / size
     weight = jnp.asarray(np.outer(ramp, ramp), x.dtype)
 
@@ -57,7 +54,7 @@ def over_patches(function: Callable[[Array], Array], x: Array, size: int, overla
     return sums / weights
 
 
-def patchwise(score: Score, size: int, picture: tuple[int, int], overlap: float = 0.5) -> Score:
+def patchwise(score: Score, size: int, picture: tuple[int, int]) -> Score:
     """`score` over the patches of pictures of any size; all patches see the same noise.
 
     picture: height and width of those whose `evaluations` are told.
@@ -71,6 +68,6 @@ def patchwise(score: Score, size: int, picture: tuple[int, int], overlap: float 
                 raise InputError("config.pipeline.crop: the score has no maps to join, which patches need")
             return found
 
-        return over_patches(of_patch, x_0, size, overlap)
+        return over_patches(of_patch, x_0, size)
 
-    return score._replace(maps=maps, evaluations=score.evaluations * len(corners(*picture, size, overlap)))
+    return score._replace(maps=maps, evaluations=score.evaluations * len(corners(*picture, size)))

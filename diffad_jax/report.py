@@ -11,9 +11,9 @@ import numpy as np
 from diffad_jax import figures
 from diffad_jax.errors import InputError
 from diffad_jax.figures import Pictures
+from diffad_jax.files import write_atomically
 from diffad_jax.metrics import LOWER_IS_BETTER, METRICS, auroc_by_group, bootstrap_intervals, metrics
 from diffad_jax.pages import facts_html, figure_html, page, table_html
-from diffad_jax.workdir import write_atomically
 
 PIXEL_METRICS = {"pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 ByMethod = dict[str, dict[str, float]]  # the fractions of `metrics` per method

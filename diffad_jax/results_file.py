@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from diffad_jax import csv_files
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError
+from diffad_jax.files import read_json, save_json, write_atomically
 from diffad_jax.methods import Detection
 from diffad_jax.metrics import METRICS
-from diffad_jax.workdir import claim, read_json, save_json, write_atomically
+from diffad_jax.workdir import claim
 
 
 class Key(NamedTuple):

@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax import Array
 from ml_collections import ConfigDict
 
 from diffad_jax import compiler, distributed, samplers
 from diffad_jax.assembly import System, assemble
 from diffad_jax.build import call
-from diffad_jax.calibration import LOGARITHMIC
+from diffad_jax.calibration import COMBINATIONS
 from diffad_jax.checkpoint import any_in
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Chosen, Dataset, evenly_spaced, fingerprint
@@ -28,6 +29,8 @@ from diffad_jax.settings import parallel_of, pipeline_of, scoring_of, training_o
 from diffad_jax.sharding import data_mesh, mean_over_devices, on, own_rows, split
 from diffad_jax.training import Loss, Params, Training, TrainState, init_state, make_optimizer, make_train_step
 from diffad_jax.workdir import Statistics, as_json, flatten, save_config, save_data
+
+FEW = 19  # normals: of fewer none has the rank of 95 %, see `metrics.threshold`
 
 
 def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable[[], TrainState], Any, Training]:
@@ -54,10 +57,11 @@ def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable
 
 def check(system: System, params: Params, shape: tuple[int, ...], combination: str) -> None:
     """Traces loss, score and sampler without computing, so that what they refuse is refused before anything is written."""
-    if system.score.signed and combination in LOGARITHMIC:
+    logarithmic = [name for name, one in COMBINATIONS.items() if one.logarithmic]
+    if system.score.signed and combination in logarithmic:
         raise InputError(
-            f"config.scoring.combination: found {combination!r}, which takes logarithms; allowed with this score, which may "
-            "be negative, is 'standardised_mean'"
+            f"config.scoring.combination: found {combination!r}, which takes logarithms; this score may be negative, and "
+            f"allowed with it are {', '.join(name for name in COMBINATIONS if name not in logarithmic)}"
         )
     check_process(system.process)
 
@@ -72,13 +76,13 @@ def check(system: System, params: Params, shape: tuple[int, ...], combination: s
     jax.eval_shape(trace, params, jax.random.key(0))
 
 
-def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = True) -> None:
+def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: bool = True) -> None:
     """Trains on dataset.train and leaves config, checkpoints, logs and statistics in workdir; continues a run begun there.
 
     A finished run is left alone. Of several processes all must call this, with the same arguments. Raises InputError, before
     anything is compiled, on what a config may not hold and on a workdir of another run; `loop.fit` raises the rest.
     """
-    writes = jax.process_index() == 0
+    workdir, writes = Path(workdir), jax.process_index() == 0
     distributed.check_alike({**flatten(as_json(config)), "its training rows": fingerprint(dataset.train)})
     with distributed.together():
         finished = writes and _finished(config, dataset, workdir)
@@ -96,6 +100,11 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         if scoring.combination == MEMORY:
             check_enough(len(calibrating))
     distributed.check_shared(workdir)
+    if writes and len(calibrating) < FEW:
+        logging.warning(
+            "%s: the threshold rests on %d normals, and needs %d: more than 5 %% of new normals may lie above it",
+            *(dataset.name, len(calibrating), FEW),
+        )
     with distributed.together():
         if writes:
             save_config(workdir, config)
@@ -120,7 +129,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path, progress: bool = 
         progress=dataset.name if progress and writes else None,
     )
     arguments = (scoring.combination, config.seed, scoring.batch_size)
-    judged = fit_judge(system, fitted.state.ema, rows[calibrating], rows, *arguments)
+    judged = fit_judge(system, fitted.state.ema, rows, calibrating, *arguments)
     counts = {"n_train": len(learnt), "n_held_out": len(held_out)}
     facts = {**counts, "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
     if writes:

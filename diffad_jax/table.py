@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import rankdata, wilcoxon  # type: ignore[import-untyped]
 
+from diffad_jax.files import save_json, write_atomically
 from diffad_jax.metrics import METRICS
 from diffad_jax.results_file import Row
-from diffad_jax.workdir import save_json, write_atomically
 
 LEVEL = 0.05
 

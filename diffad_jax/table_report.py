@@ -11,11 +11,11 @@ from sklearn.metrics import roc_curve  # type: ignore[import-untyped]
 
 from diffad_jax.data.dataset import evenly_spaced
 from diffad_jax.figures import CHANCE, INK, MUTED, png, stroke, with_legend
+from diffad_jax.files import save_npz, write_atomically
 from diffad_jax.metrics import LOWER_IS_BETTER, METRICS
 from diffad_jax.pages import facts_html, figure_html, page, table_html
 from diffad_jax.results_file import Row
 from diffad_jax.table import Table, beside_printed, cells, cliques, failures, tabulate
-from diffad_jax.workdir import save_npz, write_atomically
 
 CURVE_POINTS = 200
 COLUMNS = 5

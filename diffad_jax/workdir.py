@@ -1,8 +1,6 @@
 """The files of a run's directory: config.json, data.json, statistics.npz, metrics.json. Each appears whole or not at all."""
 
-import io
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,30 +16,9 @@ from diffad_jax.data.npz import read_arrays
 from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
+from diffad_jax.files import read_json, save_json, save_npz
 from diffad_jax.memory import Memory
 from diffad_jax.settings import Scoring
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes to a temporary name beside `path`, then renames: the file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def save_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes `value`, whose numbers are finite, as indented JSON."""
-    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz of arrays."""
-    content = io.BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, content.getbuffer())
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
@@ -130,17 +107,6 @@ def load_config(workdir: Path) -> ConfigDict:
     return ConfigDict(read_json(path))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds; raises InputError where it is damaged."""
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: is damaged, no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: is damaged, found {type(found).__name__}, expected an object")
-    return found
-
-
 def check_finished(workdir: Path) -> None:
     """Raises InputError where there is no statistics.npz, with which a run's training ends."""
     if not (path := workdir / "statistics.npz").exists():
@@ -166,15 +132,17 @@ class Statistics:
     rows: str
     columns: tuple[str, ...] = ()
 
-    def check_columns(self, columns: Sequence[str], source: str) -> None:
-        """Raises InputError, which begins with `source`, on data whose columns have other names, or another order."""
-        if columns and self.columns and tuple(columns) != self.columns:
-            place = next((i for i, pair in enumerate(zip(columns, self.columns)) if len(set(pair)) == 2), None)
-            found, learnt = (
-                f"{len(names)} columns" if place is None else repr(names[place]) for names in (columns, self.columns)
-            )
-            where = "" if place is None else f" as column {place}"
-            raise InputError(f"{source}: found {found}{where}, the run has learnt {learnt}")
+    def arranged(self, rows: np.ndarray, columns: Sequence[str], source: str) -> np.ndarray:
+        """The rows [N, D] with their columns, if they are named, in the order in which they were learnt.
+
+        Raises InputError, which begins with `source`, on names that were not learnt, and where one is missing.
+        """
+        if not columns or not self.columns:
+            return rows
+        for names, others, what in ((columns, self.columns, "has a"), (self.columns, columns, "has no")):
+            if odd := [name for name in names if name not in others]:
+                raise InputError(f"{source}: {what} column {odd[0]!r}, the run has learnt {', '.join(self.columns)}")
+        return rows if tuple(columns) == self.columns else rows[:, [columns.index(name) for name in self.columns]]
 
     def check_trained_on(self, dataset: Dataset, run: str) -> None:
         """Raises InputError, which begins with `run`, on a data set of another name or with other training rows."""
@@ -184,6 +152,10 @@ class Statistics:
             raise InputError(
                 f"{run}: was trained on other rows of {dataset.name} than those that there are now; put them back, or "
                 "choose another workdir"
+            )
+        if dataset.columns and self.columns and dataset.columns != self.columns:
+            raise InputError(
+                f"{run}: was trained on the columns {', '.join(self.columns)}; found {', '.join(dataset.columns)}"
             )
 
     def save(self, workdir: Path) -> None:

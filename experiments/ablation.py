@@ -22,9 +22,9 @@ from diffad_jax.data import transforms
 from diffad_jax.data.adbench import adbench
 from diffad_jax.data.dataset import evenly_spaced
 from diffad_jax.figures import MUTED, NORMAL, labelled_axes, png
+from diffad_jax.files import write_atomically
 from diffad_jax.metrics import metrics
 from diffad_jax.samplers import GRIDS
-from diffad_jax.workdir import write_atomically
 from experiments import cli
 
 Changes = dict[str, Any]

@@ -34,12 +34,12 @@ from configs import benchmark as networks
 from diffad_jax import compiler, runs
 from diffad_jax.errors import InputError, check_choice
 from diffad_jax.evaluation import make_levels
+from diffad_jax.files import save_json
 from diffad_jax.loop import TrainStep, fit
 from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.settings import parallel_of, scoring_of
 from diffad_jax.sharding import Parallel, make_state
 from diffad_jax.training import Batch, Training, TrainState, make_dispatch
-from diffad_jax.workdir import save_json
 from experiments import cli, hlo
 
 CONFIG = cli.config_flag("configs/digits.py")

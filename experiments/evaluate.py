@@ -30,6 +30,7 @@ from diffad_jax.data.row_files import labelled
 from diffad_jax.distributed import check_alike, together
 from diffad_jax.errors import InputError
 from diffad_jax.figures import Pictures
+from diffad_jax.files import read_json, save_json
 from diffad_jax.folder_scores import as_trained, check_pictures
 from diffad_jax.metrics import metrics
 from diffad_jax.pixel_metrics import aupro, pixel_auroc
@@ -98,7 +99,7 @@ def evaluate_run(directory: Path) -> list[Result]:
         "tests": tests,
     }
     if jax.process_index() == 0:
-        workdir.save_json(directory / f"metrics{suffix()}.json", summary)
+        save_json(directory / f"metrics{suffix()}.json", summary)
     results = []
     for dataset, (scores, errors, pixel) in zip(datasets, found, strict=True):
         name = (
@@ -181,7 +182,7 @@ def source() -> dict[str, str]:
 def check_overwrites(directory: Path) -> None:
     """Raises InputError where results of other data than --data, of the same name, would be overwritten."""
     path = directory / f"metrics{suffix()}.json"
-    held = workdir.read_json(path).get("data") if path.exists() else None
+    held = read_json(path).get("data") if path.exists() else None
     if held not in (None, source()["data"]):
         raise InputError(f"{path}: holds the results of {held}; rename it, or what --data names")
 
@@ -216,8 +217,8 @@ def other_data(trained: detector.Trained, path: Path, train: Rows) -> Dataset:
     if path.is_dir():
         files, labels = labelled_folder(path)
         return Dataset(name_of(path), train, as_trained(trained, files, PictureFiles), labels)
-    X, y, _ = labelled_once(path)
-    return Dataset(name_of(path), train, X, y)
+    X, y, columns = labelled_once(path)
+    return Dataset(name_of(path), train, trained.statistics.arranged(X, columns, str(path)), y)
 
 
 def check_other_data(path: Path, directory: Path) -> None:
@@ -230,9 +231,9 @@ def check_other_data(path: Path, directory: Path) -> None:
             raise InputError(f"--data: {path} is a folder of pictures, and of {directory}: {error}") from error
         return
     X, _, columns = labelled_once(path)
+    statistics.arranged(X[:0], columns, f"{path} for {directory}")
     if (found := X.shape[1:]) != (shape := tuple(statistics.transform.shape)):
         raise InputError(f"{path}: data of shape {found}, the run of {directory} has learnt {shape}")
-    statistics.check_columns(columns, f"{path} for {directory}")
 
 
 def pictures_of(trained: detector.Trained, dataset: Dataset, scores: np.ndarray) -> Pictures:

@@ -26,10 +26,11 @@ from diffad_jax.data.folders import picture_folder
 from diffad_jax.data.loading import load
 from diffad_jax.errors import InputError
 from diffad_jax.figures import png
+from diffad_jax.files import write_atomically
 from diffad_jax.loop import Stopped
 from diffad_jax.metrics import metrics
 from diffad_jax.results_file import Key
-from diffad_jax.workdir import save_config, write_atomically
+from diffad_jax.workdir import save_config
 from experiments import cli
 
 FILES = {"dit": f"{imagenet224_dit.__file__}:S/16", "unet": imagenet64_unet.__file__}

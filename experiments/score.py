@@ -18,7 +18,7 @@ from absl import flags
 from diffad_jax import detector
 from diffad_jax.data.folders import picture_folder
 from diffad_jax.data.pictures import ON_ERROR
-from diffad_jax.data.row_files import SUFFIXES
+from diffad_jax.data.row_files import is_row_file
 from diffad_jax.errors import InputError
 from diffad_jax.folder_scores import score_folder, score_rows
 from experiments import cli
@@ -38,7 +38,7 @@ FAULTS = flags.DEFINE_enum("on_error", "skip", ON_ERROR, "What to do about pictu
 def main(_: list[str]) -> None:
     root, out = Path(INPUT.value), Path(OUT.value)
     trained = detector.load(WORKDIR.value, BATCH_SIZE.value)
-    of_rows = root.suffix.lower() in SUFFIXES and not root.is_dir()
+    of_rows = is_row_file(root) and not root.is_dir()
     if root.is_file() and not of_rows:
         raise InputError(f"--input: {root} is a file, allowed are .npz, .npy and .csv files and folders of pictures")
     if of_rows and HEAT_MAPS.value:

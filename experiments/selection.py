@@ -23,10 +23,10 @@ from diffad_jax.data import transforms
 from diffad_jax.data.adbench import adbench
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError
+from diffad_jax.files import write_atomically
 from diffad_jax.metrics import metrics
 from diffad_jax.pseudo import pseudo_anomalies
 from diffad_jax.table import grid
-from diffad_jax.workdir import write_atomically
 from experiments import cli
 
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of ADBench .npz files of X, y.", required=True)

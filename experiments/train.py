@@ -8,6 +8,7 @@ work directory. A run that was stopped continues; a finished one is left alone.
 
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from diffad_jax import runs
@@ -38,7 +39,23 @@ def main(_: list[str]) -> None:
             raise InputError(f"--workdir: {root} holds runs in its folders, and the config makes one; choose another")
     check_alike({"--workdir": WORKDIR.value, "the names of data sets": [d.name for d in trainings.values()]})
     for dataset in trainings.values():
-        runs.train(CONFIG.value, dataset, root if len(trainings) == 1 else root / dataset.name)
+        workdir = root if len(trainings) == 1 else root / dataset.name
+        say(f"{dataset.name}: {described(dataset)}")
+        runs.train(CONFIG.value, dataset, workdir)
+        say(f"trained: {workdir}")
+
+
+def described(dataset: Dataset) -> str:
+    """What of a data set trains, and what there is to test on."""
+    test = f"to test {(dataset.labels == 0).sum()} normals and {(dataset.labels == 1).sum()} anomalies"
+    shape = " x ".join(map(str, dataset.train.shape[1:]))
+    return f"{len(dataset.train)} normals of {shape} values, {test if len(dataset.labels) else 'nothing to test'}"
+
+
+def say(line: str) -> None:
+    """Prints a line, of several processes once."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -379,7 +379,7 @@ def test_train_refuses_configs_that_it_cannot_read(tmp_path: Path) -> None:
     assert_refused(command("experiments.train", "--config", DIGITS, output=tmp_path), "--workdir")
     (tmp_path / "empty").mkdir()
     empty = f"--config.data.path={tmp_path / 'empty'}"
-    assert_refused(train(run, "--config", ADBENCH, empty), str(tmp_path / "empty"), "no data set")
+    assert_refused(train(run, "--config", ADBENCH, empty), str(tmp_path / "empty"), "holds no .npz")
     # Names that begin as numbers do.
     assert_refused(train(run, "--config", ADBENCH, empty, "--config.data.rows=6_a,4_b"), "no set '6_a'")
     assert not run.exists()

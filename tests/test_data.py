@@ -19,8 +19,8 @@ from diffad_jax.data import dataset, npz, transforms
 from diffad_jax.data.adbench import adbench, adbench_names
 from diffad_jax.data.dataset import Chosen, Rows, fingerprint, one_class_split
 from diffad_jax.data.digits import digits
+from diffad_jax.data.npz_pictures import mnist_c, pictures
 from diffad_jax.data.pictures import PictureFiles
-from diffad_jax.data.raw import mnist_c, pictures
 from diffad_jax.data.row_files import labelled, read, unlabelled
 from diffad_jax.errors import InputError
 
@@ -106,11 +106,18 @@ def test_where_there_are_normals_alone_all_train(tmp_path: Path) -> None:
         labelled(save(tmp_path / "normals.npz", X, 0 * y))
 
 
-def test_a_fingerprint_tells_rows_from_others() -> None:
+def test_a_fingerprint_tells_rows_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
     X, _ = table()
     found = fingerprint(X)
     assert found == fingerprint(X.astype(np.float64)) == fingerprint(Chosen(X, np.arange(60), X.dtype))
     assert len({found, fingerprint(X[::-1]), fingerprint(X[:-1]), fingerprint(X + 1)}) == 4
+    many = np.zeros((10_000, 3))
+    before = fingerprint(many)
+    many[5_431, 1] = 1
+    assert fingerprint(many) != before, "one value of many"
+    monkeypatch.setattr(dataset, "CHUNK_VALUES", 300)
+    many[5_431] = 0
+    assert len({fingerprint(many), fingerprint(many + 1), before}) == 3, "a hundred rows"
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

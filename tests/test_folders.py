@@ -13,8 +13,9 @@ from PIL import Image
 
 from diffad_jax.data import folders
 from diffad_jax.data.dataset import Dataset, class_setting, select_classes
-from diffad_jax.data.folders import class_folders, labelled_folder, mvtec, npz_classes, npz_classes_each, picture_folder
+from diffad_jax.data.folders import class_folders, labelled_folder, mvtec, picture_folder
 from diffad_jax.data.loading import load
+from diffad_jax.data.npz_pictures import npz_classes, npz_classes_each
 from diffad_jax.data.pictures import MaskFiles, PictureFiles, read_mask, read_picture, readable
 from diffad_jax.errors import InputError
 
@@ -129,6 +130,7 @@ def test_bad_files_are_named_with_their_cause(tmp_path: Path) -> None:
     (tmp_path / "foreign.png").write_text("hello")
     (tmp_path / "empty.png").touch()
     write(tmp_path / "unit.tif", np.linspace(0, 0.9, 12, dtype=np.float32).reshape(3, 4))
+    write(tmp_path / "full.tif", np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4))
     write(tmp_path / "large.tif", np.full((3, 4), 70000, np.int32))
     for file, cause in [
         (truncated(tmp_path / "cut.png"), "truncated"),
@@ -145,6 +147,9 @@ def test_bad_files_are_named_with_their_cause(tmp_path: Path) -> None:
             line = str(caught.value)
             assert line.startswith(f"{file}: cannot be read as a picture (") and cause in line and "\n" not in line
             assert line.count(file.name) == 1
+    with pytest.raises(InputError, match="mode F, values 0 to 1, allowed are 0 to 65535"):
+        read_picture(tmp_path / "full.tif", 3)
+    assert read_mask(tmp_path / "full.tif").sum() == 11, "labels are another matter"
     for arguments, message in [((3, 0), "size: found 0"), ((2, 8), "channels: found 2"), ((3, 8, "pad"), "'pad'")]:
         with pytest.raises(InputError, match=message):
             read_picture(tmp_path / "unit.tif", *arguments)  # type: ignore[arg-type]

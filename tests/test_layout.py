@@ -1,6 +1,7 @@
-"""The order of the modules: each imports only what stands above it, and the mathematics knows neither Flax nor configs."""
+"""The list of docs/design.md: a module imports what stands above it, and the mathematics knows neither Flax nor configs."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,58 +10,18 @@ import pytest
 import diffad_jax
 
 ROOT = Path(diffad_jax.__file__).parent
-ORDER = [
-    *[
-        {"errors", "compiler"},
-        {"csv_files"},
-        {"build", "distributed"},
-        {"ranges"},
-        {"process", "noise"},
-        {"parametrisation"},
-        {"losses"},
-        {"objectives"},
-        {"samplers"},
-    ],
-    *[
-        {"scores"},
-        {"calibration", "patches"},
-        {"memory"},
-        {"neighbours"},
-        {"dte"},
-        {"nearness"},
-        {"models"},
-        {"training"},
-        {"data"},
-    ],
-    *[{"metrics", "pixel_metrics", "pseudo"}, {"baselines"}, {"figures", "pages"}, {"checkpoint"}, {"logs"}],
-    *[
-        {"sharding"},
-        {"assembly"},
-        {"loop"},
-        {"evaluation"},
-        {"settings"},
-        {"workdir"},
-        {"report", "runs"},
-        {"detector"},
-        {"folder_scores"},
-    ],
-    *[{"methods"}, {"results_file"}, {"table"}, {"table_report", "scalability"}],
-]
-RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
-MATHEMATICS = [
-    "process",
-    "noise",
-    "parametrisation",
-    "losses",
-    "objectives",
-    "samplers",
-    "scores",
-    "calibration",
-    "memory",
-    "neighbours",
-    "dte",
-    "nearness",
-]
+DESIGN = ROOT.parent / "docs" / "design.md"
+
+
+def rooms() -> list[str]:
+    """The modules in the order of docs/design.md, whose list of rooms this is the test of."""
+    cells = [line.split("|")[1] for line in DESIGN.read_text().splitlines() if line.startswith("| `")]
+    names = [name.removesuffix(".py").removesuffix("/") for cell in cells for name in re.findall("`(.+?)`", cell)]
+    return names[: names.index("configs")]
+
+
+RANK = {module: rank for rank, module in enumerate(rooms())}
+MATHEMATICS = rooms()[RANK["process"] : RANK["nearness"] + 1]
 
 
 def files(module: str) -> list[Path]:
@@ -84,12 +45,12 @@ def imported_modules(source: str) -> set[str]:
 
 def test_every_module_has_its_place() -> None:
     found = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert found - {"__init__"} == set(RANK), "place it in ORDER"
+    assert found - {"__init__"} == set(RANK), "place it in docs/design.md"
     assert list(imports((ROOT / "__init__.py").read_text())) == []
 
 
 @pytest.mark.parametrize("module", sorted(RANK))
-def test_imports_go_up_the_list_only(module: str) -> None:
+def test_a_module_imports_only_what_stands_above_it(module: str) -> None:
     for path in files(module):
         for other in imported_modules(path.read_text()) - {module}:
             assert RANK[other] < RANK[module], f"{path.relative_to(ROOT)} imports diffad_jax.{other}"
@@ -109,4 +70,9 @@ def test_configs_know_nothing_of_the_package() -> None:
 
 def test_the_reading_of_imports() -> None:
     lazily = "import diffad_jax.runs\ndef f():\n    from diffad_jax import scores, loop"
-    assert imported_modules(f"{lazily}\nfrom diffad_jax.data.raw import x") == {"runs", "scores", "loop", "data"}
+    assert imported_modules(f"{lazily}\nfrom diffad_jax.data.npz_pictures import x") == {
+        "runs",
+        "scores",
+        "loop",
+        "data",
+    }

@@ -144,9 +144,14 @@ def test_a_run_with_a_memory_finds_scratches_and_draws_them(tiles: Path, tmp_pat
     assert pixel_auroc(np.asarray(dataset.masks), maps) > 0.9
     called = scores > trained.statistics.threshold
     assert called[dataset.labels == 0].mean() < 0.3 and called[dataset.labels == 1].mean() > 0.8
-    # The colours of a picture file: black at the usual distance, brightest at BRIGHTEST times that.
-    shown = colours(trained.statistics, np.array([[[-1.0, 0.0, 2.0, BRIGHTEST - 1.0, 99.0]]]))[0, 0].sum(axis=-1)
-    assert shown[0] == shown[1] < shown[2] < shown[3] == shown[4]
+    # The colours of a picture file: black at the usual distance, brightest at BRIGHTEST times that, or at its own most.
+    defects = np.array(
+        [[[-1.0, 0.0, 2.0, BRIGHTEST - 1.0, 2.0]], [[-1.0, 0.0, 2e4, 3e4, 4e4]], [[-1.0, 0.0, 0.0, 1.0, 2.0]]]
+    )
+    shown, large, normal = colours(trained.statistics, defects)[:, 0].sum(axis=-1, dtype=int)
+    assert shown[0] == shown[1] < shown[2] == shown[4] < shown[3]
+    assert large[0] == large[1] == shown[0] < large[2] < large[3] < large[4] == shown[3]
+    assert normal[1] == shown[1] < normal[3] < normal[4] == shown[4]
 
 
 def test_a_memory_is_refused_before_training_where_there_are_no_maps(tiles: Path, tmp_path: Path) -> None:
@@ -181,5 +186,5 @@ def test_a_bank_with_room_for_some_draws_from_all_normals(monkeypatch: pytest.Mo
 def test_the_scores_of_remembered_normals_are_kept_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     statistics = np.random.default_rng(0).normal(size=(12, 2, 2, 3)).astype(np.float32)
     monkeypatch.setattr(evaluation, "make_summaries", lambda *_: lambda rows: statistics)
-    *_, scores = evaluation.fit_judge(None, None, statistics, statistics, "memory", 0, 4)  # type: ignore[arg-type]
+    *_, scores = evaluation.fit_judge(None, None, statistics, np.arange(len(statistics)), "memory", 0, 4)  # type: ignore[arg-type]
     assert (np.diff(scores) >= 0).all()

@@ -52,13 +52,18 @@ def test_pictures_are_compared_with_the_nearest_and_never_with_themselves() -> N
     bank, new, one = signatures[:40], signatures[40:], nearness.units(signatures[:40], PICTURES)
     expected = brute(new, bank).min(axis=1)
     assert_allclose(nearness.distances(jnp.asarray(bank), jnp.asarray(one), jnp.asarray(x[40:])), expected, rtol=1e-5)
-    assert_allclose(nearness.distances_among(bank, one, new, PICTURES), expected, rtol=1e-5)
+    assert_allclose(nearness.distances_among(bank, one, new, np.zeros(30, bool), PICTURES), expected, rtol=1e-5)
     others = np.sort(brute(bank, bank), axis=1)[:, 1]
     again = bank[:10] * np.float32(1 + 1e-7)
-    assert_allclose(nearness.distances_among(bank, one, again, PICTURES), others[:10], rtol=1e-5)
-    assert nearness.distances_among(bank[:1], one[:1], bank[:1], PICTURES) == 0, "a single normal has no other"
+    assert_allclose(nearness.distances_among(bank, one, again, np.ones(10, bool), PICTURES), others[:10], rtol=1e-5)
+    assert nearness.distances_among(bank[:1], one[:1], bank[:1], np.array([True]), PICTURES) == 0, (
+        "a single normal has no other"
+    )
+    # A copy of what the bank holds, but no member of it, is as near to it as a new copy would be.
+    copies = nearness.distances_among(bank, one, bank[:10], np.zeros(10, bool), PICTURES)
+    assert_array_equal(copies, 0)
     twice = np.concatenate([bank, bank[:3]])
-    among = nearness.distances_among(twice, np.ones(43), twice, PICTURES)
+    among = nearness.distances_among(twice, np.ones(43), twice, np.ones(43, bool), PICTURES)
     assert_array_equal(among[:5] == 0, [True] * 3 + [False] * 2)
     assert nearness.most_rows((512,)) == nearness.MOST_ROWS > nearness.most_rows((224, 224, 3)) == 2**24 // 3072
 
@@ -76,13 +81,13 @@ def test_vectors_are_measured_in_the_units_of_each_neighbourhood() -> None:
         found = distances(bank + np.float32(offset), units, new + np.float32(offset))
         assert_allclose(found, expected, rtol=1e-3 if offset else 1e-5)
     assert_allclose(dte.adaptive(new, bank, units), distances(bank, units, new), rtol=1e-5)
-    assert_allclose(nearness.distances_among(bank, units, new, VECTORS), expected, rtol=1e-5)
+    assert_allclose(nearness.distances_among(bank, units, new, np.zeros(40, bool), VECTORS), expected, rtol=1e-5)
     # The rounding of another batch is small beside a row, and may be large beside its unit.
     close = (1 + 1e-3 * bank).astype(np.float32)
     units = nearness.units(close, VECTORS)
     others = brute_nearest(close, close, 11, units)[:, 1:].mean(axis=1)
     again = close[:10] * np.float32(1 + 1e-7)
-    assert_allclose(nearness.distances_among(close, units, again, VECTORS), others[:10], rtol=1e-3)
+    assert_allclose(nearness.distances_among(close, units, again, np.ones(10, bool), VECTORS), others[:10], rtol=1e-3)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -91,14 +96,16 @@ def test_of_fewer_normals_than_neighbours_all_are_compared(count: int) -> None:
     units = nearness.units(bank, VECTORS)
     assert_allclose(distances(bank, units, new), (brute(new, bank) / units).mean(axis=1), rtol=1e-5)
     others = (brute(bank, bank) / units).sum(axis=1) / max(1, count - 1)
-    assert_allclose(nearness.distances_among(bank, units, bank, VECTORS), others, rtol=1e-5, atol=1e-6)
+    assert_allclose(
+        nearness.distances_among(bank, units, bank, np.ones(count, bool), VECTORS), others, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_copied_normal_leaves_the_test_as_it_was() -> None:
     levels, bank = np.exp(RNG.normal(size=(3, 60))), RNG.normal(size=(60, 6)).astype(np.float32)
 
     def near() -> Near:
-        return Near(bank, np.ones(60), nearness.distances_among(bank, np.ones(60), bank, PICTURES))
+        return Near(bank, np.ones(60), nearness.distances_among(bank, np.ones(60), bank, np.ones(60, bool), PICTURES))
 
     apart = near()
     bank[1] = bank[0]

@@ -118,7 +118,9 @@ def test_what_takes_logarithms_is_refused_with_a_score_that_may_be_negative() ->
     config.score = {"name": "bound"}
     system = assembly.assemble(config, (5,))
     refused(system)
-    with pytest.raises(InputError, match="config.scoring.combination: found 'fisher', .* is 'standardised_mean'"):
+    with pytest.raises(
+        InputError, match="config.scoring.combination: found 'fisher', .* are standardised_mean, nearest"
+    ):
         refused(system, "fisher")
 
 

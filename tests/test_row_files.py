@@ -1,6 +1,7 @@
 """Files of rows: the same data in every format, a line for whatever is wrong with one, and a run of CSV files alone."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,32 @@ def test_a_csv_file_may_come_from_other_systems(tmp_path: Path) -> None:
     stored = read(path)
     assert stored.columns == ("length", "width")
     assert_array_equal(stored.X, [[1.5, -2000], [3, 4]])
+    path.write_text('"a", "y"\n1, True\n2.5, false\n')
+    stored = read(path)
+    assert stored.columns == ("a",)
+    assert_array_equal(stored.X, [[1], [2.5]])
+    assert_array_equal(stored.y, [1, 0])
+    path.write_text("1,TRUE\n2,FALSE\n")
+    assert_array_equal(read(path).X, [[1, 1], [2, 0]])
+    path.write_text("pos_y,class_size,labelled_at\n1,2,3\n")
+    assert read(path).columns == ("pos_y", "class_size", "labelled_at")
+    path = tmp_path / "SHOUTED.CSV"
+    path.write_text('\n"len\ngth",width\n' + "1,2\n" * 8)
+    assert read(path).columns == ("len\ngth", "width")
+    assert_array_equal(read(path).X, [[1, 2]] * 8)
+    assert len(load({"name": "adbench_folder", "path": str(path)})) == 1
+
+
+def test_the_numbers_by_which_data_frames_name_columns_are_names(tmp_path: Path) -> None:
+    path = tmp_path / "frame.csv"
+    for content, columns, rows in (
+        ("0,1,2\n5,6,7\n", ("0", "1", "2"), [[5, 6, 7]]),
+        ("0,1,3\n5,6,7\n", (), [[0, 1, 3], [5, 6, 7]]),
+        ("0\n5\n", (), [[0], [5]]),
+    ):
+        path.write_text(content)
+        assert read(path).columns == columns
+        assert_array_equal(read(path).X, rows)
 
 
 @pytest.mark.parametrize(
@@ -75,12 +102,20 @@ def test_a_csv_file_may_come_from_other_systems(tmp_path: Path) -> None:
     [
         ("a,b\n1,2\n3,red\n", "line 3: found 'red' in column 'b', allowed are numbers"),
         ("a,b\n1,2\n,4\n", "line 3: found '' in column 'a', allowed are numbers"),
-        ("1,2\n3,4\n5\n", "line 3 has 1 cells, expected are the 2 of the first line"),
-        ("a,b\n1,2\n3,4,5\n", "line 3 has 3 cells, expected are the 2 of the first line"),
-        ("a;b\n1;2\n", "line 2: found '1;2' in column 'a;b'"),
+        ("1,2\n3,4\n5\n", "line 3 has 1 cells, expected are the 2 of the first"),
+        ("a,b\n1,2\n3,4,5\n", "line 3 has 3 cells, expected are the 2 of the first"),
+        ("a;b\n1;2\n", "line 2: found '1;2' in column 'a;b', allowed are numbers, parted by commas"),
+        ("a,b\n1,2_000\n", "line 2: found '2_000' in column 'b', allowed are numbers"),
+        ("a,b\n1,2,3\n", "line 2 has 3 cells, expected are the 2 of the first"),
+        ("a,b,y\n1,2\n3,4\n", "line 2 has 2 cells, expected are the 3 of the first"),
+        ('"a","y"\n"1",0.5,1\n"2",0.7,0\n', "line 2 has 3 cells, expected are the 2 of the first"),
         (",a,b\n0,1,2\n", r"column 0 has no name; .*index=False"),
         ("a,b,a\n1,2,3\n", "two columns are named 'a'"),
         ("a,Label\n1,0\n", "column 'Label' looks like labels; call it y"),
+        ("a,Y\n1,0\n", "column 'Y' looks like labels; call it y"),
+        ("a,is_fraud\n1,0\n", "column 'is_fraud' looks like labels; call it y"),
+        ("a,Outlier_label\n1,0\n", "column 'Outlier_label' looks like labels; call it y"),
+        ("\n1,2,3\n\n4,5\n", "line 4 has 2 cells, expected are the 3 of the first"),
         ("a,b\n", "holds no rows"),
         ("", "holds no rows"),
     ],
@@ -96,7 +131,12 @@ def test_what_is_no_table_of_numbers_is_told_in_one_line(content: str, message: 
 def test_files_that_are_none_are_told(tmp_path: Path) -> None:
     (tmp_path / "picture.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
-    for name in ("picture.csv", "objects.npy", "gone.csv", "gone.npy", "gone.npz"):
+    with (tmp_path / "archive.npy").open("wb") as file:
+        np.savez(file, X=np.ones((3, 2)))
+    np.save(tmp_path / "scalar.npy", 3.0)
+    with pytest.raises(InputError, match=r"scalar.npy: X has shape \(\)"):
+        load({"name": "adbench_folder", "path": str(tmp_path / "scalar.npy")})
+    for name in ("picture.csv", "objects.npy", "archive.npy", "gone.csv", "gone.npy", "gone.npz"):
         with pytest.raises(InputError, match=name):
             read(tmp_path / name)
         with pytest.raises(InputError, match=Path(name).stem):
@@ -104,6 +144,13 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="rows.txt: is no .npz, .npy or .csv file"):
         (tmp_path / "rows.txt").write_text("1,2")
         load({"name": "adbench_folder", "path": str(tmp_path / "rows.txt")})
+    with pytest.raises(
+        InputError, match=f"{tmp_path}: holds no .npz, allowed is .* one .npz, .npy or .csv by its name"
+    ):
+        load({"name": "adbench_folder", "path": str(tmp_path)})
+    path = save_csv(tmp_path / "fine.csv", NAMES, [*table()[0].T])
+    with pytest.raises(InputError, match="config.data.rows: found .'other',., allowed with a file is none"):
+        load({"name": "adbench_folder", "path": str(path), "rows": ["other"]})
 
 
 def test_a_run_of_csv_files_scores_the_columns_that_it_has_learnt(tmp_path: Path) -> None:
@@ -115,7 +162,8 @@ def test_a_run_of_csv_files_scores_the_columns_that_it_has_learnt(tmp_path: Path
     config = "--config", str(ROOT / "configs/adbench.py"), f"--config.data.path={normals}"
     small = "--config.training.num_steps=4", "--config.model.width=8", "--config.scoring.combination=nearest"
     trained = run("train", *config, *small)
-    assert trained.code == 0, trained.err
+    assert trained.code == 0 and "normals: 60 normals of 3 values, nothing to test" in trained.out, trained
+    assert "the threshold rests on 12 normals, and needs 19" in trained.err
     test = save_csv(tmp_path / "test.csv", (*NAMES, "y"), [*X.T, y])
     evaluated = run("evaluate", "--baselines=", f"--data={test}")
     assert evaluated.code == 0 and "nearest normals" in evaluated.out, evaluated
@@ -127,14 +175,22 @@ def test_a_run_of_csv_files_scores_the_columns_that_it_has_learnt(tmp_path: Path
     assert_allclose(found, scores, rtol=1e-4)
     assert scores[60:].min() > np.median(scores[:60])
 
-    turned = save_csv(tmp_path / "turned.csv", (*NAMES[1::-1], NAMES[2], "y"), [X[:, 1], X[:, 0], X[:, 2], y])
-    for finished in (
-        run("evaluate", "--baselines=", f"--data={turned}"),
-        run("score", f"--input={turned}", f"--out={tmp_path / 'other'}"),
-    ):
-        assert finished.code == 2 and len(finished.err.splitlines()) == 1, finished
-        assert "turned.csv" in finished.err and "found 'width' as column 0, the run has learnt 'length'" in finished.err
-    assert not (tmp_path / "other").exists()
-    wider = save_csv(tmp_path / "wider.csv", (*NAMES, "depth"), [*X.T, X[:, 0]])
-    finished = run("score", f"--input={wider}", f"--out={tmp_path / 'other'}")
-    assert finished.code == 2 and "found 4 columns, the run has learnt 3 columns" in finished.err, finished
+    # Columns go by their names, and others than were learnt are refused.
+    turned = save_csv(tmp_path / "turned.csv", (*NAMES[1::-1], "y", NAMES[2]), [X[:, 1], X[:, 0], y, X[:, 2]])
+    assert run("score", f"--input={turned}", f"--out={tmp_path / 'turned'}").code == 0
+    assert (tmp_path / "turned" / "scores.csv").read_bytes() == (tmp_path / "scores" / "scores.csv").read_bytes()
+    assert run("evaluate", "--baselines=", f"--data={turned}").code == 0
+    first, second = (json.loads((tmp_path / "run" / f"metrics_{name}.json").read_text()) for name in ("test", "turned"))
+    assert first["tests"]["test"] == second["tests"]["turned"]
+    for names, odd in ((NAMES[:2], f"has no column '{NAMES[2]}'"), ((*NAMES, "depth"), "has a column 'depth'")):
+        path = save_csv(tmp_path / "odd.csv", (*names, "y"), [X[:, i % 3] for i in range(len(names))] + [y])
+        for finished in (
+            run("evaluate", "--baselines=", f"--data={path}"),
+            run("score", f"--input={path}", f"--out={tmp_path / 'odd'}"),
+        ):
+            assert finished.code == 2 and len(finished.err.splitlines()) == 1, finished
+            assert "odd.csv" in finished.err and odd in finished.err, finished
+    assert not (tmp_path / "odd").exists()
+    normals.write_text(normals.read_text().replace("width", "breadth"))
+    renamed = run("train", *config, *small)
+    assert renamed.code == 2 and "was trained on the columns length, width, a, b; found length, breadth" in renamed.err

@@ -119,7 +119,9 @@ def test_every_picture_gets_the_score_of_its_pixels(workdir: Path, photos: Path,
     assert "scored: 10 pictures, 10 of them now" in finished.out and "unreadable: 2" in finished.out
 
 
-def test_heat_maps_share_the_scale_of_the_normals(workdir: Path, photos: Path, done: tuple[Path, Finished]) -> None:
+def test_heat_maps_are_on_the_scale_of_the_normals_and_beyond_it_on_their_own(
+    workdir: Path, photos: Path, done: tuple[Path, Finished]
+) -> None:
     out, trained = done[0], detector.load(workdir)
     files = {str(path.relative_to(out / "heat_maps")) for path in (out / "heat_maps").rglob("*") if path.is_file()}
     assert files == {f"{row['path']}.png" for row in rows_of(out)}
@@ -130,9 +132,12 @@ def test_heat_maps_share_the_scale_of_the_normals(workdir: Path, photos: Path, d
         assert found.shape == (SIZE, SIZE, 3) and np.abs(found.astype(int) - expected).max() <= 2
     statistics, calibration = trained.statistics, trained.statistics.judge
     # One level: the map of an error e is (e - mean) / scale.
-    errors = np.array([0.0, 1.0, 3.0, 5.0, 9.0]) * float(calibration.mean[0])
-    shown = colours(statistics, ((errors - calibration.mean[0]) / calibration.scale[0])[None, None])[0, 0].sum(axis=-1)
-    assert shown[0] == shown[1] < shown[2] < shown[3] == shown[4]
+    errors = np.array([[0.0, 1.0, 3.0, 5.0, 4.0], [0.0, 1.0, 3.0, 1.0, 4.0], [0.0, 1.0, 3.0, 5.0, 9.0]])
+    maps = (errors * float(calibration.mean[0]) - calibration.mean[0]) / calibration.scale[0]
+    usual, normal, large = colours(statistics, np.asarray(maps)[:, None])[:, 0].sum(axis=-1, dtype=int)
+    assert usual[0] == usual[1] < usual[2] < usual[4] < usual[3]
+    assert normal[2] == usual[2] and normal[4] == usual[4], "on the scale of the normals"
+    assert large[2] < usual[2] and large[3] < large[4] == usual[3], "an error beyond it on its own"
 
 
 def test_probability_is_one_minus_the_conformal_p_value_of_the_normals(workdir: Path) -> None:

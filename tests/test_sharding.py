@@ -200,7 +200,7 @@ def detector() -> Trained:
     draw = np.random.default_rng(0).normal
     params = structure.unflatten([np.asarray(x + 0.1 * draw(size=x.shape), np.float32) for x in leaves])
     rows = transform.apply(train)
-    judged = fit_judge(system, params, rows[:64], rows, "fisher", config.seed, 64)
+    judged = fit_judge(system, params, rows, np.arange(64), "fisher", config.seed, 64)
     return Trained(config, system, params, Statistics(transform, *judged, {}, "rows", ""))
 
 

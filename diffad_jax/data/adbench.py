@@ -8,7 +8,6 @@ import os
 import tempfile
 import urllib.parse
 import urllib.request
-from functools import partial
 from pathlib import Path
 
 from diffad_jax.data import row_files
@@ -45,8 +44,14 @@ def adbench(
         raise InputError(f"path: none given and {DATA_DIR_VARIABLE} is not set, one of them must name the data folder")
     file = _locate(Path(path), name, base_url)
     stored = row_files.read(file)
-    split = partial(one_class_split, protocol=protocol, seed=seed, source=str(file), normals_alone=normals_alone)
-    return split(stored.X, stored.labels(), file.stem)._replace(columns=stored.columns)
+    dataset = one_class_split(
+        *(stored.X, stored.labels(), file.stem),
+        protocol=protocol,
+        seed=seed,
+        source=str(file),
+        normals_alone=normals_alone,
+    )
+    return dataset._replace(columns=stored.columns)
 
 
 def adbench_names(path: str | Path) -> list[str]:
@@ -65,7 +70,7 @@ def adbench_names(path: str | Path) -> list[str]:
 def _locate(path: Path, name: str | None, base_url: str) -> Path:
     """The local file of a set, fetched first if it is missing and known."""
     if name is None:
-        if path.suffix not in row_files.SUFFIXES:
+        if not row_files.is_row_file(path):
             raise InputError(
                 f"{path}: is no .npz, .npy or .csv file, allowed is one, or a folder of .npz with the name of a set"
             )

@@ -99,13 +99,15 @@ def evenly_spaced(count: int, wanted: int) -> np.ndarray:
 
 
 def fingerprint(rows: Rows) -> str:
-    """What tells training rows [N, ...] from others of that name: a hash of their shape and, of arrays, of 64 of the rows.
+    """What tells training rows [N, ...] from others of that name: a hash of their shape and, of arrays, of their values.
 
-    Pictures in files are not read: decoders round differently on different machines.
+    Of arrays of more than CHUNK_VALUES values evenly spaced rows are taken. Pictures in files are not read: decoders round
+    differently on different machines.
     """
     found = hashlib.sha256(repr(tuple(rows.shape)).encode())
     if isinstance(rows, np.ndarray | Chosen):
-        found.update(np.ascontiguousarray(rows[evenly_spaced(len(rows), 64)], np.float64).tobytes())
+        wanted = max(64, CHUNK_VALUES // max(1, int(np.prod(rows.shape[1:]))))
+        found.update(np.ascontiguousarray(rows[evenly_spaced(len(rows), wanted)], np.float64).tobytes())
     return found.hexdigest()[:16]
 
 

@@ -8,9 +8,9 @@ from diffad_jax.build import build
 from diffad_jax.data.adbench import adbench, adbench_names
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.digits import digits
-from diffad_jax.data.folders import class_folders, mvtec, npz_classes, npz_classes_each
-from diffad_jax.data.raw import mnist_c, pictures
-from diffad_jax.data.row_files import SUFFIXES
+from diffad_jax.data.folders import class_folders, mvtec
+from diffad_jax.data.npz_pictures import mnist_c, npz_classes, npz_classes_each, pictures
+from diffad_jax.data.row_files import is_row_file
 from diffad_jax.data.tfds_pictures import tfds_corrupted, tfds_pictures
 from diffad_jax.errors import InputError
 
@@ -24,9 +24,13 @@ def adbench_folder(
     path: str | Path, rows: Sequence[str] = (), protocol: str = "clean", seed: int = 0
 ) -> tuple[Dataset, ...]:
     """The ADBench sets named in `rows`, or all in the folder, or the one that is the file `path`; see `adbench.adbench`."""
-    if Path(path).is_file() or (Path(path).suffix in SUFFIXES and not Path(path).exists()):
+    if Path(path).is_file() or (is_row_file(path) and not Path(path).exists()):
+        if rows:
+            raise InputError(f"config.data.rows: found {rows!r}, allowed with a file is none ({path})")
         return (adbench(path, None, protocol, seed, normals_alone=True),)
-    return tuple(adbench(path, name, protocol, seed, normals_alone=True) for name in rows or adbench_names(path))
+    if not (names := rows or adbench_names(path)):
+        raise InputError(f"{path}: holds no .npz, allowed is a folder of those, or one .npz, .npy or .csv by its name")
+    return tuple(adbench(path, name, protocol, seed, normals_alone=True) for name in names)
 
 
 LOADERS: dict[str, Callable[..., Dataset | tuple[Dataset, ...]]] = {

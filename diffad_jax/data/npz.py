@@ -50,9 +50,11 @@ def read_npy(path: Path) -> np.ndarray:
     """
     try:
         large = path.stat().st_size > MAPPED_BYTES
-        found: np.ndarray = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
+        found = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: cannot be read as numbers ({first_line(error)})") from error
+    if not isinstance(found, np.ndarray):
+        raise InputError(f"{path}: is an .npz archive, name it so")
     return found
 
 

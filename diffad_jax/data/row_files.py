@@ -1,10 +1,12 @@
 """Data in one file, rows [n, D] or pictures, with labels or without: `.npz`, `.npy` and `.csv`."""
 
 import csv
+import io
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +16,14 @@ from diffad_jax.errors import InputError, first_line
 
 SUFFIXES = (".npz", ".npy", ".csv")
 LABELS = "y"
-OTHER_LABELS = ("label", "labels", "class", "target", "anomaly", "outlier", "is_anomaly", "is_outlier")
+# What a table may call its labels, alone or as the last word.
+LIKE_LABELS = re.compile(r"y|class|target|(.*[^a-z])?(labels?|anomal(y|ous)|outlier|fraud)", re.IGNORECASE)
+BOOLEANS = {"true": "1", "false": "0"}
+
+
+def is_row_file(path: str | Path) -> bool:
+    """Whether the name is that of a file that `read` takes."""
+    return Path(path).suffix.lower() in SUFFIXES
 
 
 class Stored(NamedTuple):
@@ -26,16 +35,16 @@ class Stored(NamedTuple):
 
     def labels(self) -> np.ndarray:
         """y, or 0 everywhere: rows without labels are normals."""
-        return np.zeros(len(self.X), int) if self.y is None else self.y
+        return np.zeros(self.X.shape[:1], int) if self.y is None else self.y
 
 
 def read(path: str | Path) -> Stored:
     """Read a file of data.
 
-    `.npz`: the arrays X and y, or X and nothing else. `.npy`: X. `.csv`: numbers below a line of column names, of which y is
-    the labels, or numbers alone.
-    Raises InputError where the file is missing or damaged, holds words or gaps, or has labels by another name, which would
-    otherwise be learnt.
+    `.npz`: the arrays X and y, or X and nothing else, since another may be labels. `.npy`: X. `.csv`: numbers below a line of
+    column names, of which y is the labels, or numbers alone. "0,1,2" are names, as data frames without names have them.
+    Raises InputError where the file is missing or damaged, and where a `.csv` holds words or gaps, or labels by another name,
+    which would be learnt.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,23 +78,32 @@ def unlabelled(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
 
     Raises InputError as `read` does; other arrays than X of an `.npz` are not read.
     """
-    path = Path(path)
-    X, _, columns = Stored(read_arrays(path, ("X",))["X"], None) if path.suffix.lower() == ".npz" else read(path)
+    columns: tuple[str, ...] = ()
+    if Path(path).suffix.lower() == ".npz":
+        X = read_arrays(path, ("X",))["X"]
+    else:
+        X, _, columns = read(path)
     return X[..., None] if X.ndim == 3 else X, columns
 
 
 def _read_csv(path: Path) -> Stored:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head = [cell.strip() for cell in next(csv.reader(file), [])]
-            named = not all(map(_is_number, head))
-            file.seek(0)
-            with warnings.catch_warnings(action="ignore", category=UserWarning):  # of an empty file, refused below
-                values = np.loadtxt(file, delimiter=",", skiprows=int(named), ndmin=2, comments=None, quotechar='"')
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: {_fault(path) or f'cannot be read as numbers ({first_line(error)})'}") from error
-    if not values.size:
-        raise InputError(f"{path}: holds no rows")
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as text ({first_line(error)})") from error
+    lines = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    head = [cell.strip() for cell in next(filter(None, lines), [])]
+    named = any(_number(cell) is None for cell in head) or (
+        len(head) > 1 and head == [str(i) for i in range(len(head))]
+    )
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of an empty file, refused below
+            above = lines.line_num if named else 0
+            values = np.loadtxt(io.StringIO(text), delimiter=",", skiprows=above, ndmin=2, comments=None, quotechar='"')
+    except ValueError:
+        values = np.zeros((0, 0))
+    if not values.size or values.shape[1] != len(head):
+        values = _values(path, lines, head, named)
     if not named:
         return Stored(values, None)
     _check_names(path, head)
@@ -95,31 +113,36 @@ def _read_csv(path: Path) -> Stored:
     return Stored(np.delete(values, place, axis=1), values[:, place], (*head[:place], *head[place + 1 :]))
 
 
-def _fault(path: Path) -> str:
-    """What the first line that is none of numbers alone holds, "" where none is found."""
+def _values(path: Path, lines: Any, head: list[str], named: bool) -> np.ndarray:
+    """What np.loadtxt, which is fast, does not read: booleans; raises InputError on what is no table.
+
+    lines: a csv.reader that has read the first line, `head`.
+    """
+    found = [] if named or not head else [[_number(cell) for cell in head]]
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            head = next(reader)
-            for cells in filter(None, reader):
-                if len(cells) != len(head):
-                    return (
-                        f"line {reader.line_num} has {len(cells)} cells, expected are the {len(head)} of the first line"
-                    )
-                for name, cell in zip(head, cells):
-                    if not _is_number(cell):
-                        return f"line {reader.line_num}: found {cell!r} in column {name!r}, allowed are numbers"
-    except (OSError, ValueError, csv.Error, StopIteration):
-        pass
-    return ""
+        for cells in filter(None, lines):
+            if len(cells) != len(head):
+                cause = f"has {len(cells)} cells, expected are the {len(head)} of the first, parted by commas"
+                raise InputError(f"{path}: line {lines.line_num} {cause}")
+            found.append([_number(cell) for cell in cells])
+            if None in found[-1]:
+                place = found[-1].index(None)
+                cause = f"found {cells[place]!r} in column {head[place]!r}, allowed are numbers, parted by commas"
+                raise InputError(f"{path}: line {lines.line_num}: {cause}")
+    except csv.Error as error:
+        raise InputError(f"{path}: line {lines.line_num}: cannot be read ({error})") from error
+    if not found:
+        raise InputError(f"{path}: holds no rows")
+    return np.array(found, np.float64)
 
 
-def _is_number(cell: str) -> bool:
+def _number(cell: str) -> float | None:
+    """The number that a cell holds, True and False being 1 and 0, None where it is none."""
+    word = cell.strip().lower()
     try:
-        float(cell)
+        return float(BOOLEANS.get(word, word)) if "_" not in word else None
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _check_names(path: Path, columns: Sequence[str]) -> None:
@@ -131,7 +154,7 @@ def _check_names(path: Path, columns: Sequence[str]) -> None:
             )
         if name in columns[:place]:
             raise InputError(f"{path}: two columns are named {name!r}")
-        if name.lower() in OTHER_LABELS and LABELS not in columns:
+        if LIKE_LABELS.fullmatch(name) and LABELS not in columns:
             raise InputError(
                 f"{path}: column {name!r} looks like labels; call it {LABELS} (0 normal, 1 anomaly), or leave it out"
             )

@@ -1,0 +1,45 @@
+"""Files that appear whole or not at all: bytes, JSON and `.npz`."""
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffad_jax.errors import InputError
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Writes to a temporary name beside `path`, then renames: the file appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes `value`, whose numbers are finite, as indented JSON."""
+    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz of arrays."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    write_atomically(path, content.getbuffer())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; raises InputError where it is damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged, no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: is damaged, found {type(found).__name__}, expected an object")
+    return found
