@@ -416,8 +416,14 @@ def test_names_that_are_numbers_are_names_and_nothing_is_no_class() -> None:
     assert class_setting("", 1, ["1", "2", "10"]) == ("anomalous", [0])
     assert class_setting((10, 2), None, ["1", "2", "10"]) == ("normal", [1, 2])
     assert class_setting(1, None, ["cat", "dog"]) == ("normal", [1])
-    with pytest.raises(InputError, match="give exactly one"):
+    with pytest.raises(InputError, match="config.data: give exactly one"):
         class_setting("", None, ["a", "b"])
+
+
+def test_a_folder_of_pictures_is_no_folder_of_classes(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", np.zeros((4, 4), np.uint8))
+    with pytest.raises(InputError, match=f"{tmp_path}: holds no folders, expected one of pictures for each class"):
+        class_folders(tmp_path, 4, normal_class="ok")
 
 
 def test_pictures_behind_links_are_read_once(tmp_path: Path) -> None:

@@ -225,7 +225,8 @@ def class_setting(
     )
     if (normal_class is None) == (anomalous_class is None):
         raise InputError(
-            f"give exactly one of normal_class (found {normal_class!r}) and anomalous_class (found {anomalous_class!r})"
+            f"config.data: give exactly one of normal_class (found {normal_class!r}) and anomalous_class (found "
+            f"{anomalous_class!r})"
         )
     side, given = ("anomalous", anomalous_class) if normal_class is None else ("normal", normal_class)
     names = list(class_names)

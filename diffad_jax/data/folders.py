@@ -193,6 +193,8 @@ def _class_names(sides: Sequence[Path], classes_file: str | Path | None) -> list
         if not side.is_dir():
             raise InputError(f"{side}: no such folder")
     found = sorted({folder.name for side in sides for folder in side.glob("[!.]*") if folder.is_dir()})
+    if not found:
+        raise InputError(f"{sides[0]}: holds no folders, expected one of pictures for each class")
     if classes_file is None:
         return found
     try:
