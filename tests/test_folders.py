@@ -420,6 +420,20 @@ def test_names_that_are_numbers_are_names_and_nothing_is_no_class() -> None:
         class_setting("", None, ["a", "b"])
 
 
+def test_pictures_without_folders_are_normals_alone(tmp_path: Path) -> None:
+    for i in range(9):
+        write(tmp_path / "photos" / f"{i}.png", noise(9, 9))
+    found = mvtec(tmp_path / "photos", 8)
+    assert isinstance(found, Dataset) and found.name == "photos"
+    assert found.train.shape == (9, 8, 8, 1) and found.test.shape == (0, 8, 8, 1) and found.masks is None
+    # What lies in folders may be anomalous.
+    write(tmp_path / "photos" / "bad" / "0.png", noise(9, 9))
+    with pytest.raises(
+        InputError, match="photos: neither it nor its sub-folders .* or pictures of normals and no folders"
+    ):
+        mvtec(tmp_path / "photos", 8)
+
+
 def test_a_folder_of_pictures_is_no_folder_of_classes(tmp_path: Path) -> None:
     write(tmp_path / "a.png", np.zeros((4, 4), np.uint8))
     with pytest.raises(InputError, match=f"{tmp_path}: holds no folders, expected one of pictures for each class"):

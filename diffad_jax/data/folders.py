@@ -75,7 +75,8 @@ def mvtec(
 ) -> Dataset | tuple[Dataset, ...]:
     """Read MVTec-AD's layout: `train/good`, `test/good`, `test/<defect>`, `ground_truth/<defect>/<stem>_mask.png`.
 
-    path: one category, or a folder of several, each of which gives a Dataset; `categories` chooses among those.
+    path: one category, or a folder of several, each of which gives a Dataset; `categories` chooses among those. A folder of
+    pictures without any folder in it is one category of normals alone.
     Pictures are uint8 [N, size, size, C] and masks bool [M, size, size], both decoded when they are indexed; groups are
     the folders in `test`. Without `ground_truth` there are no masks; without `test` nothing can be tested.
     fit, on_error: see `pictures.read_picture` and `pictures.readable`.  channels: None means 1 when every training file is
@@ -87,24 +88,32 @@ def mvtec(
     if (root / "train" / GOOD).is_dir():
         if categories is not None:
             raise InputError(f"{root}: is one category; categories (found {categories}) go with a folder of several")
-        return _mvtec_category(root, size, fit, channels, on_error)
+        return _mvtec_category(root, root / "train" / GOOD, size, fit, channels, on_error)
     if not root.is_dir():
         raise InputError(f"{root}: {'is a file' if root.exists() else 'no such folder'}, expected MVTec-AD's layout")
     found = sorted(folder.parent.parent.name for folder in root.glob(f"[!.]*/train/{GOOD}"))
     if not found:
-        raise InputError(f"{root}: neither it nor its sub-folders hold train/{GOOD}, expected is MVTec-AD's layout")
+        if not any(folder.is_dir() for folder in root.glob("[!.]*")):
+            return _mvtec_category(root, root, size, fit, channels, on_error)
+        raise InputError(
+            f"{root}: neither it nor its sub-folders hold train/{GOOD}, expected is MVTec-AD's layout, or pictures of normals"
+            " and no folders"
+        )
     chosen = found if categories is None else [categories] if isinstance(categories, str) else categories
     if unknown := [name for name in chosen if name not in found]:
         raise InputError(f"categories: found {', '.join(unknown)}; {root} holds {', '.join(found)}")
-    return tuple(_mvtec_category(root / name, size, fit, channels, on_error) for name in chosen)
+    return tuple(
+        _mvtec_category(root / name, root / name / "train" / GOOD, size, fit, channels, on_error) for name in chosen
+    )
 
 
-def _mvtec_category(root: Path, size: int, fit: str, channels: int | None, on_error: str) -> Dataset:
+def _mvtec_category(root: Path, normals: Path, size: int, fit: str, channels: int | None, on_error: str) -> Dataset:
+    """normals: the folder of the pictures that train."""
     test_folder, truth = root / "test", root / "ground_truth"
     defects = sorted(folder.name for folder in test_folder.glob("[!.]*") if folder.is_dir() and folder.name != GOOD)
     kinds = [GOOD, *defects] if test_folder.is_dir() else []
     train, *tests = _usable(
-        [picture_folder(root / "train" / GOOD), *(picture_folder(test_folder / kind) for kind in kinds)], on_error
+        [picture_folder(normals), *(picture_folder(test_folder / kind) for kind in kinds)], on_error
     )
     if channels is None:
         channels = 1 if all(header(file)[0] for file in train) else 3
