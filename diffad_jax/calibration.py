@@ -95,8 +95,6 @@ def scores_of_normals(
     Among themselves they look more typical than new normals do, the more so the more levels there are. One level that is only
     moved and stretched keeps its order, and calibrations that each do so differently would spoil that.
     """
-    if combination == "nearest":
-        return distances
     if combination == "standardised_mean" and len(levels) == 1:
         return np.asarray(standardised_mean(calibration, jnp.asarray(levels, jnp.float32)), np.float64)
     known = distances if len(distances) else np.ones(levels.shape[1])
@@ -174,7 +172,7 @@ def typicality(calibration: Calibration, levels: Array) -> Array:
 def fisher(calibration: Calibration, levels: Array, distances: Array) -> Array:
     """-log p_1 - log p_2, the p-values of two tests for "this is a normal": is it typical, and is it near one? [B].
 
-    p = 1 - Phi(z), with z the standardised logarithm of `typicality` or of the distance [B] from the nearest normal
+    p = 1 - Phi(z), with z the standardised logarithm of `typicality` or of the distance [B] from the nearest normals
     (`nearness.distances`). What no normal could be shows in the first, wherever it lies. In the second shows what every
     single error allows but no normal looks like, above all among normals of many kinds, where every spectrum of errors is
     typical.

@@ -66,7 +66,7 @@ def reading(judge: Judge, combination: str, x_0: Array, maps: Array) -> Reading:
     """Data [B, ...] and the score's maps [L, B, ...] of them, read by what the normals showed.
 
     The heat map is that of the memory, or the mean of the standardised levels, whatever `combination` makes of them: it
-    shows nothing of the distance from the nearest normal.
+    shows nothing of the distance from the nearest normals.
     """
     if isinstance(judge, Memory):
         scores, maps = memory.read(judge, maps)
@@ -167,7 +167,7 @@ def fit_judge(
     bank, signatures = (
         joined(lambda x: signature(split(x, mesh)), some, batch_size) for some in (Chosen(normals, kept), rows)
     )
-    units = nearness.units(bank, shape)
+    units = nearness.units_of(bank, shape)
     distances = nearness.distances_among(bank, units, signatures, np.isin(chosen, kept), shape)
     near = Near(bank, units, distances)
     return fit_calibration(levels, combination, near)

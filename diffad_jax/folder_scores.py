@@ -102,7 +102,7 @@ def score_rows(trained: Trained, file: Path, out: Path) -> Counts:
     """
     rows, columns = unlabelled(file)
     rows = trained.statistics.arranged(rows, columns, str(file))
-    try:
+    try:  # before anything is written, though the score then reads once more what lies on disk
         readable = trained.statistics.transform.view(rows)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error

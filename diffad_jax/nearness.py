@@ -38,7 +38,7 @@ def most_rows(shape: tuple[int, ...]) -> int:
     return max(1, min(MOST_ROWS, MOST_VALUES // values))
 
 
-def units(bank: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def units_of(bank: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """In which unit the distance from each signature of the bank is measured, for data of a shape: [M, D] -> [M]."""
     return dte.bandwidths(bank) if len(shape) == 1 else np.ones(len(bank))
 
@@ -68,9 +68,10 @@ def distances_among(
 ) -> np.ndarray:
     """The same for the signatures of normals, of which the bank holds the `members`: [M, D], [M], [N, D], bool [N] -> [N].
 
-    None is its own neighbour. Exactly 0 for what the bank holds k times besides.
+    None is its own neighbour. Exactly 0 for what the bank holds k times besides, and for the only one.
     """
-    k = min(_count(shape), max(1, len(bank) - 1))
-    found = neighbours.knn_distances(signatures, bank, min(k + 1, len(bank)), units)
+    count = _count(shape)
+    found = neighbours.knn_distances(signatures, bank, min(count + 1, len(bank)), units)
     found[found <= COPY * np.linalg.norm(signatures, axis=1, keepdims=True) / units.min()] = 0
-    return np.where(members, found[:, -k:].mean(axis=1), found[:, :k].mean(axis=1))
+    others = found[:, 1:] if len(bank) > 1 else found
+    return np.where(members, others.mean(axis=1), found[:, :count].mean(axis=1))

@@ -57,8 +57,8 @@ def _identity(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_data(workdir: Path, dataset: Dataset) -> None:
-    """Writes data.json, the name and fingerprint of what is learnt, and refuses a directory whose run began on other rows."""
-    rows = {"name": dataset.name, "rows": fingerprint(dataset.train)}
+    """Writes data.json, what tells the rows that are learnt, and refuses a directory whose run began on others."""
+    rows = {"name": dataset.name, "columns": list(dataset.columns), "rows": fingerprint(dataset.train)}
     claim(workdir / "data.json", rows, "data", "work directory")
 
 
@@ -148,14 +148,14 @@ class Statistics:
         """Raises InputError, which begins with `run`, on a data set of another name or with other training rows."""
         if dataset.name != self.dataset:
             raise InputError(f"{run}: was trained on {self.dataset}, not on {dataset.name}; choose another workdir")
+        if dataset.columns and self.columns and dataset.columns != self.columns:
+            raise InputError(
+                f"{run}: was trained on the columns {', '.join(self.columns)}; found {', '.join(dataset.columns)}"
+            )
         if fingerprint(dataset.train) != self.rows:
             raise InputError(
                 f"{run}: was trained on other rows of {dataset.name} than those that there are now; put them back, or "
                 "choose another workdir"
-            )
-        if dataset.columns and self.columns and dataset.columns != self.columns:
-            raise InputError(
-                f"{run}: was trained on the columns {', '.join(self.columns)}; found {', '.join(dataset.columns)}"
             )
 
     def save(self, workdir: Path) -> None:
@@ -180,7 +180,7 @@ class Statistics:
             stored = read_arrays(path, ("threshold",), None)
         except InputError as error:
             raise useless(f"is damaged ({str(error).removeprefix(f'{path}: ')})") from error
-        if not {"normal_scores", "dataset", "rows"} <= stored.keys():
+        if not {"normal_scores", "dataset", "rows", "columns"} <= stored.keys():
             raise useless("of an earlier version")
         groups: dict[str, dict[str, np.ndarray]] = {"transform": {}, "calibration": {}, "facts": {}}
         for key in stored:
@@ -201,5 +201,5 @@ class Statistics:
             facts,
             str(stored["dataset"]),
             str(stored["rows"]),
-            tuple(map(str, stored.get("columns", ()))),
+            tuple(map(str, stored["columns"])),
         )

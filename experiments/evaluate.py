@@ -29,12 +29,14 @@ from diffad_jax.data.pictures import PictureFiles
 from diffad_jax.data.row_files import labelled
 from diffad_jax.distributed import check_alike, together
 from diffad_jax.errors import InputError
+from diffad_jax.evaluation import MEMORY
 from diffad_jax.figures import Pictures
 from diffad_jax.files import read_json, save_json
 from diffad_jax.folder_scores import as_trained, check_pictures
 from diffad_jax.metrics import metrics
 from diffad_jax.pixel_metrics import aupro, pixel_auroc
 from diffad_jax.report import Result, most_and_least, summary_table, write_report
+from diffad_jax.settings import scoring_of
 from experiments import cli
 
 cli.distributed_flags()
@@ -52,6 +54,8 @@ BASELINES = flags.DEFINE_list(
     "data of more than 2^28 values.",
 )
 PICTURES_PER_KIND = 3
+ERRORS_ALONE = ("standardised_mean", MEMORY)  # config.scoring.combination whose score is `evaluation.Reading.errors`
+NAMES = {"nearest": "nearest normals"}  # of scores that ask no network
 MOST_VALUES = 2**28  # take 3.5 GB: about 13 bytes each
 
 
@@ -77,10 +81,12 @@ def evaluate_run(directory: Path) -> list[Result]:
             raise
         raise InputError(f"{DATA.value}: {error}") from error
     seconds = time.perf_counter() - started
+    combination = scoring_of(config).combination
+    errors_too = combination not in ERRORS_ALONE
     tests = {
         dataset.name: {
             **metrics(dataset.labels, one.scores),
-            **({} if one.errors is None else {"auroc_of_errors": metrics(dataset.labels, one.errors)["auroc"]}),
+            **({"auroc_of_mean_error": metrics(dataset.labels, one.errors)["auroc"]} if errors_too else {}),
             **(one.pixel or {}),
             "n_test": len(dataset.test),
         }
@@ -102,11 +108,10 @@ def evaluate_run(directory: Path) -> list[Result]:
         save_json(directory / f"metrics{suffix()}.json", summary)
     results = []
     for dataset, (scores, errors, pixel) in zip(datasets, found, strict=True):
-        name = (
-            "nearest normals" if config.scoring.get("combination") == "nearest" else f"diffusion ({config.model.name})"
-        )
-        alone = {} if errors is None else {f"errors alone ({config.model.name})": errors}
-        by_method = {name: scores, **alone, **beside(dataset, config.seed)}
+        by_method = {NAMES.get(combination, f"diffusion ({config.model.name})"): scores}
+        if errors_too:
+            by_method[f"mean error ({config.model.name})"] = errors
+        by_method |= beside(dataset, config.seed)
         facts = {"training normals": int(counts["n_train"]), "test": len(dataset.test), "seed": config.seed, **source()}
         if held_out := int(counts.get("n_held_out", 0)):
             facts["normals held out for the threshold"] = held_out
@@ -132,22 +137,17 @@ def beside(dataset: Dataset, seed: int) -> dict[str, np.ndarray]:
 
 
 class Found(NamedTuple):
-    """Scores of a test set, the errors of a score that asks for more, and measures of heat maps where there are masks."""
+    """Scores and errors of a test set, see `evaluation.Reading`, and measures of its heat maps where there are masks."""
 
     scores: np.ndarray
-    errors: np.ndarray | None
+    errors: np.ndarray
     pixel: dict[str, float] | None = None
-
-
-def found_in(scores: np.ndarray, errors: np.ndarray, pixel: dict[str, float] | None = None) -> Found:
-    """Without the errors where they are the score, see `evaluation.Reading`."""
-    return Found(scores, None if np.array_equal(scores, errors) else errors, pixel)
 
 
 def read_each(trained: detector.Trained, datasets: list[Dataset]) -> list[Found]:
     """What the detector finds in each test set."""
     if not any(dataset.masks is not None for dataset in datasets):
-        return [found_in(*pairs.T) for pairs in trained.score_each([dataset.test for dataset in datasets])]
+        return [Found(*pairs.T) for pairs in trained.score_each([dataset.test for dataset in datasets])]
     found = []
     for dataset in datasets:
         read = list(trained.read(dataset.test))
@@ -156,7 +156,7 @@ def read_each(trained: detector.Trained, datasets: list[Dataset]) -> list[Found]
         if dataset.masks is not None and maps.ndim == 3:
             masks = np.asarray(dataset.masks)
             pixel = {"pixel_auroc": pixel_auroc(masks, maps), "aupro": aupro(masks, maps)}
-        found.append(found_in(scores, errors, pixel))
+        found.append(Found(scores, errors, pixel))
     return found
 
 

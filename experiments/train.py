@@ -3,7 +3,8 @@
 python -m experiments.train --config configs/digits.py --workdir runs/digits [--config.key=value ...]
 
 A config with several training sets (ten digit settings, an ADBench folder) trains one model each, in sub-folders of the
-work directory. A run that was stopped continues; a finished one is left alone.
+work directory. A run that was stopped continues; a finished one is left alone. Each says what trains and what there is to
+test, and where it is when it is done.
 """
 
 from pathlib import Path

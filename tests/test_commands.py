@@ -101,8 +101,8 @@ def test_train_and_evaluate_leave_metrics_report_and_logs(done: tuple[Path, Fini
     calibration = run.statistics.judge
     assert isinstance(calibration, Calibration)
     errors = (levels - calibration.mean[:, None]) / calibration.scale[:, None]
-    assert metrics["auroc_of_errors"] == pytest.approx(roc_auc_score(dataset.labels, errors.mean(axis=0)), abs=1e-4)
-    assert f"{100 * metrics['auroc_of_errors']:.2f}" in evaluated.out and "errors alone (UNet)" in report
+    assert metrics["auroc_of_mean_error"] == pytest.approx(roc_auc_score(dataset.labels, errors.mean(axis=0)), abs=1e-4)
+    assert f"{100 * metrics['auroc_of_mean_error']:.2f}" in evaluated.out and "mean error (UNet)" in report
 
 
 @pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="another C library than glibc")

@@ -138,8 +138,9 @@ def test_a_run_with_a_memory_finds_scratches_and_draws_them(tiles: Path, tmp_pat
     runs.train(config, dataset, tmp_path, progress=False)
     trained = detector.load(tmp_path)
     assert isinstance(trained.statistics.judge, Memory)
-    scores, maps, _ = (np.concatenate(parts) for parts in zip(*trained.read(dataset.test), strict=True))
+    scores, maps, errors = (np.concatenate(parts) for parts in zip(*trained.read(dataset.test), strict=True))
     assert_allclose(trained.score(dataset.test), scores, rtol=1e-3, atol=1e-3)
+    assert_allclose(errors, scores)
     assert roc_auc_score(dataset.labels, scores) > 0.95
     assert pixel_auroc(np.asarray(dataset.masks), maps) > 0.9
     called = scores > trained.statistics.threshold

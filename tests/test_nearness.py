@@ -49,7 +49,7 @@ def distances(bank: np.ndarray, units: np.ndarray, vectors: np.ndarray) -> np.nd
 def test_pictures_are_compared_with_the_nearest_and_never_with_themselves() -> None:
     x = RNG.normal(size=(70, *PICTURES)).astype(np.float32)
     signatures = np.asarray(nearness.signature(jnp.asarray(x)))
-    bank, new, one = signatures[:40], signatures[40:], nearness.units(signatures[:40], PICTURES)
+    bank, new, one = signatures[:40], signatures[40:], nearness.units_of(signatures[:40], PICTURES)
     expected = brute(new, bank).min(axis=1)
     assert_allclose(nearness.distances(jnp.asarray(bank), jnp.asarray(one), jnp.asarray(x[40:])), expected, rtol=1e-5)
     assert_allclose(nearness.distances_among(bank, one, new, np.zeros(30, bool), PICTURES), expected, rtol=1e-5)
@@ -73,7 +73,7 @@ def test_vectors_are_measured_in_the_units_of_each_neighbourhood() -> None:
     scale = np.repeat([[1.0], [1.5]], 20, axis=0)
     bank, new = (3 * scale + scale * RNG.normal(size=(40, 6)) for _ in range(2))
     bank, new = bank.astype(np.float32), new.astype(np.float32)
-    units = nearness.units(bank, VECTORS)
+    units = nearness.units_of(bank, VECTORS)
     assert_allclose(units, dte.bandwidths(bank))
     assert units.max() > 1.3 * units.min()
     for offset in (0, 300):
@@ -84,16 +84,27 @@ def test_vectors_are_measured_in_the_units_of_each_neighbourhood() -> None:
     assert_allclose(nearness.distances_among(bank, units, new, np.zeros(40, bool), VECTORS), expected, rtol=1e-5)
     # The rounding of another batch is small beside a row, and may be large beside its unit.
     close = (1 + 1e-3 * bank).astype(np.float32)
-    units = nearness.units(close, VECTORS)
+    units = nearness.units_of(close, VECTORS)
     others = brute_nearest(close, close, 11, units)[:, 1:].mean(axis=1)
     again = close[:10] * np.float32(1 + 1e-7)
     assert_allclose(nearness.distances_among(close, units, again, np.ones(10, bool), VECTORS), others[:10], rtol=1e-3)
 
 
+@pytest.mark.parametrize("unit", [0.01, 1.0, 100.0])
+def test_copies_are_at_distance_0_whatever_rounding_says(unit: float) -> None:
+    """Ten copies of each row, and new ones that differ in the last bits; far from the origin, too."""
+    rows = np.random.default_rng(1).normal(size=(400, 6)).astype(np.float32)
+    bank, units = np.repeat(rows[:30], 10, axis=0), np.full(300, unit)
+    assert_array_equal(distances(bank, units, rows[:30] * np.float32(1 + 1e-6)), 0)
+    far, ones = rows + np.float32(3000), np.ones(350)
+    expected = brute_nearest(far[350:], far[:350], 10, ones).mean(axis=1)
+    assert_allclose(distances(far[:350], ones, far[350:]), expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_of_fewer_normals_than_neighbours_all_are_compared(count: int) -> None:
     bank, new = RNG.normal(size=(count, 6)).astype(np.float32), RNG.normal(size=(5, 6)).astype(np.float32)
-    units = nearness.units(bank, VECTORS)
+    units = nearness.units_of(bank, VECTORS)
     assert_allclose(distances(bank, units, new), (brute(new, bank) / units).mean(axis=1), rtol=1e-5)
     others = (brute(bank, bank) / units).sum(axis=1) / max(1, count - 1)
     assert_allclose(
@@ -115,14 +126,14 @@ def test_a_copied_normal_leaves_the_test_as_it_was() -> None:
     assert_allclose(with_copy[:, 1], without[:, 1], rtol=0.1)
 
 
-def test_a_run_scores_vectors_by_their_nearest_normals(tmp_path: Path) -> None:
+def test_a_run_scores_vectors_by_their_nearest_normals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Normals of two densities, a network that the score does not ask, a threshold that new normals respect."""
     rows = RNG.normal(size=(300, 5)) * np.repeat([0.2, 2.0], 150)[:, None] + np.repeat([0.0, 8.0], 150)[:, None]
     dataset = one_class_split(rows.astype(np.float32), np.zeros(300, int), "rows", normals_alone=True)
     config = tiny.get_config("rows")
     config.training.validation_rows, config.scoring.combination = 0.2, "nearest"
-    runs.train(config, dataset, tmp_path, progress=False)
-    trained = detector.load(tmp_path)
+    runs.train(config, dataset, tmp_path / "all", progress=False)
+    trained = detector.load(tmp_path / "all")
     bank = trained.statistics.transform.apply(dataset.train[:])
     units, new = dte.bandwidths(bank), RNG.normal(size=(200, 5)).astype(np.float32) * 4
     expected = brute_nearest(trained.statistics.transform.apply(new), bank, 10, units).mean(axis=1)
@@ -130,6 +141,17 @@ def test_a_run_scores_vectors_by_their_nearest_normals(tmp_path: Path) -> None:
     others = brute_nearest(bank, bank, 11, units)[evenly_spaced(300, 60), 1:].mean(axis=1)
     assert_allclose(trained.statistics.normal_scores, np.sort(others), rtol=1e-4)
     again = RNG.normal(size=(2000, 5)) * np.repeat([0.2, 2.0], 1000)[:, None] + np.repeat([0.0, 8.0], 1000)[:, None]
+    # Of a bank that holds some of the normals those in it are not their own neighbours, and all others have all of it.
+    monkeypatch.setattr(nearness, "MOST_ROWS", 100)
+    runs.train(config, dataset, tmp_path / "thinned", progress=False)
+    kept, chosen = evenly_spaced(300, 100), evenly_spaced(300, 60)
+    units = dte.bandwidths(bank[kept])
+    found = brute_nearest(bank[chosen], bank[kept], 11, units)
+    members = np.isin(chosen, kept)
+    assert 0 < members.sum() < 60
+    others = np.where(members, found[:, 1:].mean(axis=1), found[:, :10].mean(axis=1))
+    thinned = detector.load(tmp_path / "thinned").statistics.normal_scores
+    assert_allclose(thinned, np.sort(others), rtol=1e-4)
     assert (trained.score(again.astype(np.float32)) > trained.statistics.threshold).mean() == pytest.approx(
         0.05, abs=0.04
     )

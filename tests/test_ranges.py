@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from absl import logging
 from ml_collections import ConfigDict
 
 from diffad_jax import assembly, runs, settings, training, workdir
 from diffad_jax.calibration import calibrate
 from diffad_jax.data import transforms
+from diffad_jax.data.dataset import one_class_split
 from diffad_jax.data.loading import load
 from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.errors import InputError, RunFailed
@@ -224,3 +226,18 @@ def test_statistics_without_a_part_are_named(tmp_path: Path) -> None:
 def test_a_bound_has_two_steps() -> None:
     with pytest.raises(InputError, match="config.loss.num_steps: found 1, allowed are numbers from 2"):
         check_ranges({"loss": {"num_steps": 1}})
+
+
+def test_a_threshold_of_few_normals_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 18 normals none has the rank of 95 %, of 19 the last has."""
+    lines: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda message, *values: lines.append(message % values))
+    rows = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    dataset = one_class_split(rows, np.zeros(60, int), "mine", normals_alone=True)
+    for held_out in (19, 18):
+        config = tiny.get_config("rows")
+        config.training.update({"validation_rows": held_out, "num_steps": 1})
+        runs.train(config, dataset, tmp_path / str(held_out), progress=False)
+    assert lines == [
+        "mine: the threshold rests on 18 normals, and needs 19: more than 5 % of new normals may lie above it"
+    ]

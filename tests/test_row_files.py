@@ -2,6 +2,8 @@
 
 import csv
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from processes import Finished, command
 from diffad_jax import detector
 from diffad_jax.data.adbench import adbench
 from diffad_jax.data.loading import load
-from diffad_jax.data.row_files import labelled, read, unlabelled
+from diffad_jax.data.row_files import LIKE_LABELS, labelled, read, unlabelled
 from diffad_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +25,7 @@ NAMES = ("length", "width", "a, b")
 def table(count: int = 40) -> tuple[np.ndarray, np.ndarray]:
     """Rows whose digits matter, the last quarter of them anomalies."""
     y = (np.arange(count) >= 0.75 * count).astype(int)
-    return RNG.normal(size=(count, 3)) + 4.0 * y[:, None], y
+    return (RNG.normal(size=(count, 3)) + 4.0 * y[:, None]) * [1, 10, 100], y
 
 
 def save_csv(path: Path, names: tuple[str, ...], columns: list[np.ndarray]) -> Path:
@@ -69,7 +71,7 @@ def test_a_csv_file_may_come_from_other_systems(tmp_path: Path) -> None:
     stored = read(path)
     assert stored.columns == ("length", "width")
     assert_array_equal(stored.X, [[1.5, -2000], [3, 4]])
-    path.write_text('"a", "y"\n1, True\n2.5, false\n')
+    path.write_text('"a", "y"\n1, True \n2.5, false\n')
     stored = read(path)
     assert stored.columns == ("a",)
     assert_array_equal(stored.X, [[1], [2.5]])
@@ -85,10 +87,40 @@ def test_a_csv_file_may_come_from_other_systems(tmp_path: Path) -> None:
     assert len(load({"name": "adbench_folder", "path": str(path)})) == 1
 
 
+@pytest.mark.parametrize(
+    "name", ["y", "Y", "class", "Target", "label", "LABELS", "true_label", "is_anomaly", "anomalies"]
+)
+def test_what_looks_like_labels_is_not_learnt(name: str) -> None:
+    assert LIKE_LABELS.fullmatch(name)
+
+
+def test_names_are_labels_by_their_last_word() -> None:
+    for name in ("isFraud", "Outlier", "n outliers", "anomalous", "is-outlier", "IsAnomaly"):
+        assert LIKE_LABELS.fullmatch(name), name
+    for name in (
+        "pos_y",
+        "classes",
+        "class_size",
+        "targeted",
+        "labelled_at",
+        "mislabel",
+        "fraud_amount",
+        "anomaly_rate",
+    ):
+        assert not LIKE_LABELS.fullmatch(name), name
+
+
+def test_pictures_of_one_channel_are_scored_as_such(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", X=np.zeros((3, 4, 5)), other=np.ones(2))
+    (tmp_path / "a.npz").rename(tmp_path / "A.NPZ")
+    assert unlabelled(tmp_path / "A.NPZ")[0].shape == (3, 4, 5, 1)
+
+
 def test_the_numbers_by_which_data_frames_name_columns_are_names(tmp_path: Path) -> None:
     path = tmp_path / "frame.csv"
     for content, columns, rows in (
         ("0,1,2\n5,6,7\n", ("0", "1", "2"), [[5, 6, 7]]),
+        ("0,1,y\n5,6,1\n", ("0", "1"), [[5, 6]]),
         ("0,1,3\n5,6,7\n", (), [[0, 1, 3], [5, 6, 7]]),
         ("0\n5\n", (), [[0], [5]]),
     ):
@@ -105,6 +137,13 @@ def test_the_numbers_by_which_data_frames_name_columns_are_names(tmp_path: Path)
         ("1,2\n3,4\n5\n", "line 3 has 1 cells, expected are the 2 of the first"),
         ("a,b\n1,2\n3,4,5\n", "line 3 has 3 cells, expected are the 2 of the first"),
         ("a;b\n1;2\n", "line 2: found '1;2' in column 'a;b', allowed are numbers, parted by commas"),
+        ("1,2\n3,red\n", "line 2: found 'red' in column '1', allowed are numbers"),
+        ("a,b\n1,2#x\n", "line 2: found '2#x' in column 'b'"),
+        ("1.5,NA\n2,3\n", "the first line holds '1.5' beside words; name every column by a word, or fill gaps"),
+        ("0,1\n1,1\n", "the first line, 0,1, may be names or values"),
+        ("y\n1\n0\n", "holds y alone"),
+        ('"a,b\n' + "1,2\n" * 50_000, "line 3.*: cannot be read .field larger than"),
+        ("a,b\n1," + "2" * 200_000 + "x\n", "line 2: cannot be read .field larger than"),
         ("a,b\n1,2_000\n", "line 2: found '2_000' in column 'b', allowed are numbers"),
         ("a,b\n1,2,3\n", "line 2 has 3 cells, expected are the 2 of the first"),
         ("a,b,y\n1,2\n3,4\n", "line 2 has 2 cells, expected are the 3 of the first"),
@@ -123,7 +162,7 @@ def test_the_numbers_by_which_data_frames_name_columns_are_names(tmp_path: Path)
 def test_what_is_no_table_of_numbers_is_told_in_one_line(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(content)
-    with pytest.raises(InputError, match=rf"rows\.csv: {message}") as caught:
+    with pytest.raises(InputError, match=rf"rows\.csv: {message}") as caught, warnings.catch_warnings(action="error"):
         read(path)
     assert "\n" not in str(caught.value)
 
@@ -191,6 +230,14 @@ def test_a_run_of_csv_files_scores_the_columns_that_it_has_learnt(tmp_path: Path
             assert finished.code == 2 and len(finished.err.splitlines()) == 1, finished
             assert "odd.csv" in finished.err and odd in finished.err, finished
     assert not (tmp_path / "odd").exists()
+    # Where one side has no names there is nothing to compare.
+    nameless = save_csv(tmp_path / "nameless.csv", (), [*X.T])
+    assert run("score", f"--input={nameless}", f"--out={tmp_path / 'nameless'}").code == 0
+    assert (tmp_path / "nameless" / "scores.csv").read_bytes() == (tmp_path / "scores" / "scores.csv").read_bytes()
+    statistics = replace(detector.load(tmp_path / "run").statistics, columns=())
+    assert_array_equal(statistics.arranged(X, ("c", "b", "a"), "X"), X)
+    plain = load({"name": "adbench_folder", "path": str(normals)})[0]._replace(columns=())
+    detector.load(tmp_path / "run").statistics.check_trained_on(plain, "run")
     normals.write_text(normals.read_text().replace("width", "breadth"))
     renamed = run("train", *config, *small)
     assert renamed.code == 2 and "was trained on the columns length, width, a, b; found length, breadth" in renamed.err

@@ -27,7 +27,7 @@ from diffad_jax.data.pictures import read_picture
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import Reading
-from diffad_jax.folder_scores import Counts, ScoreTable, Tolerant, colours, probability, score_folder
+from diffad_jax.folder_scores import Counts, ScoreTable, Tolerant, colours, probability, score_folder, score_rows
 from diffad_jax.scores import Score
 from diffad_jax.workdir import Statistics
 
@@ -224,7 +224,9 @@ def test_a_picture_that_changes_while_its_folder_is_scored_is_scored_again(
     assert score_folder(trained, folder, picture_folder(folder), out) == Counts(1, 1, 1, 0)
 
 
-def test_rows_of_a_file_are_scored(workdir: Path, photos: Path, tmp_path: Path) -> None:
+def test_rows_of_a_file_are_scored(
+    workdir: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained = detector.load(workdir)
     pictures = np.stack([read_picture(photos / f"{i}.png", 3, 8) for i in range(4)])
     np.save(tmp_path / "rows.npy", pictures)
@@ -239,6 +241,16 @@ def test_rows_of_a_file_are_scored(workdir: Path, photos: Path, tmp_path: Path) 
     refused = score(workdir, tmp_path / "wide.npy", tmp_path / "out_wide")
     assert refused.code == 2 and "wide.npy: transform: data is float64 (4, 7)" in refused.err
     assert not (tmp_path / "out_wide").exists()
+    np.savez(tmp_path / "empty.npz", X=pictures[:0])
+    empty = score(workdir, tmp_path / "empty.npz", tmp_path / "out_wide")
+    assert empty.code == 2 and "empty.npz: holds no rows" in empty.err and not (tmp_path / "out_wide").exists()
+
+    def worked(*_: Any) -> None:
+        raise AssertionError("another's directory wasted the work")
+
+    monkeypatch.setattr(Trained, "score", worked)
+    with pytest.raises(InputError, match="out_rows.npz.*holds another run's scores"):
+        score_rows(trained, tmp_path / "rows.npy", tmp_path / "out_rows.npz")
 
 
 def test_what_is_compiled_is_compiled_once_and_far_data_are_most_anomalous(workdir: Path, photos: Path) -> None:

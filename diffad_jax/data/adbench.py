@@ -29,10 +29,10 @@ def adbench(
     *,
     base_url: str = BASE_URL,
 ) -> Dataset:
-    """Read one ADBench set as float32 rows [n, D] and split it one-class.
+    """Read one ADBench set as rows [n, D] and split it one-class.
 
-    path: a file of `row_files`, or a folder with `name` ("CIFAR10_4", or "CV_by_ResNet18/CIFAR10_4" where several folders
-    hold that name); None means the folder in the environment variable DIFFAD_DATA_DIR. A set that is not there but
+    path: an `.npz`, `.npy` or `.csv`, or a folder with `name` ("CIFAR10_4", or "CV_by_ResNet18/CIFAR10_4" where several
+    folders hold that name); None means the folder in the environment variable DIFFAD_DATA_DIR. A set that is not there but
     belongs to ADBench (`adbench_blobs.csv`) is fetched from the pinned commit into that folder, and kept only if its
     git blob SHA-1 agrees. ADBench is BSD-2; the MVTec-derived sets are CC BY-NC-SA 4.0 (no commercial use).
 
@@ -44,14 +44,9 @@ def adbench(
         raise InputError(f"path: none given and {DATA_DIR_VARIABLE} is not set, one of them must name the data folder")
     file = _locate(Path(path), name, base_url)
     stored = row_files.read(file)
-    dataset = one_class_split(
-        *(stored.X, stored.labels(), file.stem),
-        protocol=protocol,
-        seed=seed,
-        source=str(file),
-        normals_alone=normals_alone,
-    )
-    return dataset._replace(columns=stored.columns)
+    X, y, name, source = stored.X, stored.labels(), file.stem, str(file)
+    found = one_class_split(X, y, name, protocol=protocol, seed=seed, source=source, normals_alone=normals_alone)
+    return found._replace(columns=stored.columns)
 
 
 def adbench_names(path: str | Path) -> list[str]:

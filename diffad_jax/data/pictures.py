@@ -173,8 +173,8 @@ def _eight_bits(image: Image.Image, labels: bool) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     low, high = values.min(), values.max()
     # Floats up to 1 are on another scale: on this one they would be black without a word. A NaN fails every comparison.
-    fractions = image.mode == "F" and not labels and 0 < high <= 1
-    if not (low >= 0 and high <= 65535) or fractions or 0 < high < 1:
+    fractions = 0 < high < 1 or (high == 1 and image.mode == "F" and not labels)
+    if not (low >= 0 and high <= 65535) or fractions:
         raise ValueError(f"mode {image.mode}, values {low:g} to {high:g}, allowed are 0 to 65535")
     scaled = np.rint(values / 257)
     return Image.fromarray((np.maximum(scaled, values > 0) if labels else scaled).astype(np.uint8))

@@ -4,7 +4,8 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,9 @@ from diffad_jax.errors import InputError, first_line
 SUFFIXES = (".npz", ".npy", ".csv")
 LABELS = "y"
 # What a table may call its labels, alone or as the last word.
-LIKE_LABELS = re.compile(r"y|class|target|(.*[^a-z])?(labels?|anomal(y|ous)|outlier|fraud)", re.IGNORECASE)
+LIKE_LABELS = re.compile(
+    r"(?i:y|class|target)|(?:.*[^A-Za-z]|.*[a-z](?=[A-Z]))?(?i:labels?|anomal(?:y|ies|ous)|outliers?|fraud)"
+)
 BOOLEANS = {"true": "1", "false": "0"}
 
 
@@ -92,10 +95,9 @@ def _read_csv(path: Path) -> Stored:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as text ({first_line(error)})") from error
     lines = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
-    head = [cell.strip() for cell in next(filter(None, lines), [])]
-    named = any(_number(cell) is None for cell in head) or (
-        len(head) > 1 and head == [str(i) for i in range(len(head))]
-    )
+    rows = _rows(path, lines)
+    head = [cell.strip() for cell in next(rows, [])]
+    named = _are_names(path, head)
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of an empty file, refused below
             above = lines.line_num if named else 0
@@ -103,34 +105,56 @@ def _read_csv(path: Path) -> Stored:
     except ValueError:
         values = np.zeros((0, 0))
     if not values.size or values.shape[1] != len(head):
-        values = _values(path, lines, head, named)
+        first = [] if named or not head else [head]
+        values = _values(path, lines, chain(first, rows), head if named else [str(i) for i in range(len(head))])
     if not named:
         return Stored(values, None)
     _check_names(path, head)
     if LABELS not in head:
         return Stored(values, None, tuple(head))
+    if len(head) == 1:
+        raise InputError(f"{path}: holds {LABELS} alone")
     place = head.index(LABELS)
     return Stored(np.delete(values, place, axis=1), values[:, place], (*head[:place], *head[place + 1 :]))
 
 
-def _values(path: Path, lines: Any, head: list[str], named: bool) -> np.ndarray:
-    """What np.loadtxt, which is fast, does not read: booleans; raises InputError on what is no table.
-
-    lines: a csv.reader that has read the first line, `head`.
-    """
-    found = [] if named or not head else [[_number(cell) for cell in head]]
+def _rows(path: Path, lines: Any) -> Iterator[list[str]]:
+    """The cells of each line of a csv.reader that is not empty."""
     try:
-        for cells in filter(None, lines):
-            if len(cells) != len(head):
-                cause = f"has {len(cells)} cells, expected are the {len(head)} of the first, parted by commas"
-                raise InputError(f"{path}: line {lines.line_num} {cause}")
-            found.append([_number(cell) for cell in cells])
-            if None in found[-1]:
-                place = found[-1].index(None)
-                cause = f"found {cells[place]!r} in column {head[place]!r}, allowed are numbers, parted by commas"
-                raise InputError(f"{path}: line {lines.line_num}: {cause}")
+        yield from filter(None, lines)
     except csv.Error as error:
         raise InputError(f"{path}: line {lines.line_num}: cannot be read ({error})") from error
+
+
+def _are_names(path: Path, head: Sequence[str]) -> bool:
+    """Whether a first line names the columns; raises InputError where that cannot be told."""
+    places = [str(i) for i in range(len(head))]
+    if not any(_number(cell) is None for cell in head):
+        if head == places and len(head) == 2:
+            raise InputError(f"{path}: the first line, 0,1, may be names or values; name the columns by words")
+        return head == places and len(head) > 2
+    if odd := [cell for cell, place in zip(head, places) if _number(cell) is not None and cell != place]:
+        raise InputError(
+            f"{path}: the first line holds {odd[0]!r} beside words; name every column by a word, or fill gaps"
+        )
+    return True
+
+
+def _values(path: Path, lines: Any, rows: Iterable[list[str]], names: Sequence[str]) -> np.ndarray:
+    """What np.loadtxt, which is fast, does not read: booleans; raises InputError on what is no table.
+
+    rows: those of the csv.reader `lines`. names: of the columns, or their places, from 0.
+    """
+    found: list[list[float | None]] = []
+    for cells in rows:
+        if len(cells) != len(names):
+            cause = f"has {len(cells)} cells, expected are the {len(names)} of the first, parted by commas"
+            raise InputError(f"{path}: line {lines.line_num} {cause}")
+        found.append([_number(cell) for cell in cells])
+        if None in found[-1]:
+            place = found[-1].index(None)
+            cause = f"found {cells[place]!r} in column {names[place]!r}, allowed are numbers, parted by commas"
+            raise InputError(f"{path}: line {lines.line_num}: {cause}")
     if not found:
         raise InputError(f"{path}: holds no rows")
     return np.array(found, np.float64)
