@@ -45,7 +45,8 @@ class Trained:
     batch_size: int | None = None
 
     @cached_property
-    def _scoring(self) -> Scoring:
+    def scoring(self) -> Scoring:
+        """config.scoring, with the batch size that was asked for."""
         own = {} if self.batch_size is None else {"batch_size": self.batch_size}
         return scoring_of(ConfigDict({"scoring": {**self.config.scoring, **own}}))
 
@@ -70,14 +71,14 @@ class Trained:
 
     def score(self, raw: Rows) -> np.ndarray:
         """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so."""
-        return joined(self._scores, self._view(raw), self._scoring.batch_size)
+        return joined(self._scores, self._view(raw), self.scoring.batch_size)
 
     def read(self, raw: Rows) -> Iterator[Reading]:
         """Scores, smoothed heat maps and errors of raw pictures [N, H, W, C], batch after batch, in bounded memory.
 
         Where the score has no map, the maps are [B].
         """
-        settings = self._scoring
+        settings = self.scoring
         for reading in in_batches(self._readings, self._view(raw), settings.batch_size):
             if settings.smoothing and reading.maps.ndim == 3:
                 reading = reading._replace(maps=gaussian_filter(reading.maps, settings.smoothing, axes=(1, 2)))
@@ -99,7 +100,7 @@ class Trained:
         return self._reader(lambda reading: reading)
 
     def _reader(self, part: Callable[[Reading], Any]) -> Callable[[np.ndarray], Any]:
-        settings, judge = self._scoring, self.statistics.judge
+        settings, judge = self.scoring, self.statistics.judge
         how = settings.combination, self.config.seed, settings.batch_size
         return batch_reader(self.system, self.params, judge, *how, part)
 
@@ -110,7 +111,7 @@ class Trained:
         """
         alike = len({raw.shape[1:] for raw in raw_sets}) == 1 and all(len(raw) for raw in raw_sets)
         if len(raw_sets) == 1 or not alike or not all(isinstance(raw, np.ndarray) for raw in raw_sets):
-            return [joined(self._pairs, self._view(raw), self._scoring.batch_size) for raw in raw_sets]
+            return [joined(self._pairs, self._view(raw), self.scoring.batch_size) for raw in raw_sets]
         rows = np.concatenate([np.ascontiguousarray(raw).reshape(len(raw), -1) for raw in raw_sets])
         as_bytes = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
         _, first, place = np.unique(as_bytes, return_index=True, return_inverse=True)
@@ -153,7 +154,7 @@ class Trained:
     @cached_property
     def _reconstructed(self) -> Callable[[Params, np.ndarray], tuple[Array, Array]]:
         """(params, x_0 [K, H, W, C]) -> x_t and the reconstruction, both like x_0."""
-        settings, key = self._scoring, jax.random.key(self.config.seed)
+        settings, key = self.scoring, jax.random.key(self.config.seed)
         system, t = self.system, jnp.float32(settings.picture_time)
 
         def of(params: Params, x_0: Array) -> tuple[Array, Array]:

@@ -36,7 +36,6 @@ from diffad_jax.folder_scores import as_trained, check_pictures
 from diffad_jax.metrics import metrics
 from diffad_jax.pixel_metrics import aupro, pixel_auroc
 from diffad_jax.report import Result, most_and_least, summary_table, write_report
-from diffad_jax.settings import scoring_of
 from experiments import cli
 
 cli.distributed_flags()
@@ -81,7 +80,7 @@ def evaluate_run(directory: Path) -> list[Result]:
             raise
         raise InputError(f"{DATA.value}: {error}") from error
     seconds = time.perf_counter() - started
-    combination = scoring_of(config).combination
+    combination = trained.scoring.combination
     errors_too = combination not in ERRORS_ALONE
     tests = {
         dataset.name: {
