@@ -48,6 +48,11 @@ def _count(shape: tuple[int, ...]) -> int:
     return dte.neighbour_count(*shape) if len(shape) == 1 else 1
 
 
+def _copies_at_0(found: Array, signatures: Array, units: Array) -> Array:
+    """The distances found [N, k], those that rounding alone makes of copies as 0."""
+    return jnp.where(found <= COPY * jnp.linalg.norm(signatures, axis=1, keepdims=True) / units.min(), 0, found)
+
+
 def distances(bank: Array, units: Array, x: Array) -> Array:
     """The mean of the k smallest |s(x) - b_i| / h_i: [M, D], [M], [B, ...] -> [B].
 
@@ -57,8 +62,7 @@ def distances(bank: Array, units: Array, x: Array) -> Array:
     # Around the middle of the bank, as in `neighbours.knn_distances`.
     middle, k = bank.mean(axis=0), min(_count(x.shape[1:]), len(bank))
     signatures = signature(x)
-    found = neighbours.nearest(signatures - middle, bank - middle, units, k)
-    found = jnp.where(found <= COPY * jnp.linalg.norm(signatures, axis=1, keepdims=True) / units.min(), 0, found)
+    found = _copies_at_0(neighbours.nearest(signatures - middle, bank - middle, units, k), signatures, units)
     count = jnp.minimum(k, jnp.isfinite(units).sum())
     return jnp.where(jnp.arange(k) < count, found, 0).sum(axis=1) / count
 
@@ -72,6 +76,6 @@ def distances_among(
     """
     count = _count(shape)
     found = neighbours.knn_distances(signatures, bank, min(count + 1, len(bank)), units)
-    found[found <= COPY * np.linalg.norm(signatures, axis=1, keepdims=True) / units.min()] = 0
+    found = np.asarray(_copies_at_0(*map(jnp.asarray, (found, signatures, units))))
     others = found[:, 1:] if len(bank) > 1 else found
     return np.where(members, others.mean(axis=1), found[:, :count].mean(axis=1))

@@ -43,9 +43,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run, or of severa
 DATA = flags.DEFINE_string(
     "data", None, "Other labelled data to score: an .npz of X, y, a .csv with a column y, or a folder of pictures."
 )
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Data scored at once, by default as the run's config says.", lower_bound=1
-)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Data scored at once, if not as the config says.", lower_bound=1)
 BASELINES = flags.DEFINE_list(
     "baselines",
     ["iforest", "ocsvm", *(["copod"] if find_spec("pyod") else []), "knn", "knn_raw"],
@@ -274,12 +272,7 @@ def main(_: list[str]) -> None:
             if DATA.value:
                 check_other_data(Path(DATA.value), directory)
                 check_overwrites(directory)
-    asked = {
-        "--workdir": WORKDIR.value,
-        "--data": DATA.value,
-        "--baselines": BASELINES.value,
-        "--batch_size": BATCH_SIZE.value,
-    }
+    asked = {f"--{flag.name}": flag.value for flag in (WORKDIR, DATA, BASELINES, BATCH_SIZE)}
     check_alike({**asked, "runs": [directory.name for directory in directories]})
     found: dict[Path, list[Result]] = {}
     for directory in directories:

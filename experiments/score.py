@@ -28,9 +28,7 @@ INPUT = flags.DEFINE_string(
     "input", None, "Folder of pictures, at any depth, or a file of rows: an .npz of X, .npy or .csv.", required=True
 )
 OUT = flags.DEFINE_string("out", None, "Directory for the scores.", required=True)
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Data scored at once, by default as the run's config says.", lower_bound=1
-)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Data scored at once, if not as the config says.", lower_bound=1)
 HEAT_MAPS = flags.DEFINE_boolean("heat_maps", False, "Write a heat map of each picture.")
 FAULTS = flags.DEFINE_enum("on_error", "skip", ON_ERROR, "What to do about pictures that cannot be read.")
 
