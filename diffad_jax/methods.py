@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from configs import adbench, adbench_dit
 from diffad_jax import baselines, compiler, dte
-from diffad_jax.calibration import calibrate, per_datum, standardised_mean
+from diffad_jax.calibration import Calibration, calibrate, per_datum, standardised_mean
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Rows, chunks, evenly_spaced
 from diffad_jax.data.pipeline import batch_rows
@@ -109,16 +109,32 @@ def train(programs: Programs, transform: Transform, normals: Rows, seed: int) ->
     return state.ema
 
 
-def score(programs: Programs, params: Params, transform: Transform, normals: Rows, seed: int) -> Scorer:
-    """The scorer of a trained network: its levels, standardised by some of the normals and joined."""
-    key = jax.random.key(seed)
+def score(
+    programs: Callable[[int], Programs], params: Params, transform: Transform, normals: Rows, seed: int
+) -> Scorer:
+    """The scorer of a trained network of `programs(width)`: its level, or the mean of several, standardised.
 
-    def levels(x: np.ndarray) -> np.ndarray:
-        return joined(lambda x: programs.levels(params, jnp.asarray(x), key), x, programs.batch_size).T
+    Each is standardised by some of the normals. One keeps its own unit, which detectors fitted on other normals share.
+    """
+    levels = partial(levels_of, programs, params, seed)
+    evenly = evenly_spaced(len(normals), programs(normals.shape[1]).batch_size)
+    known = levels(transform.apply(normals[evenly]))
+    calibration = calibrate(known) if len(known) > 1 else None
+    return partial(in_chunks, transform, partial(mean_level, calibration, levels))
 
-    evenly = evenly_spaced(len(normals), programs.batch_size)
-    calibration = calibrate(levels(transform.apply(normals[evenly])))
-    return partial(in_chunks, transform, lambda x: np.asarray(standardised_mean(calibration, jnp.asarray(levels(x)))))
+
+def levels_of(programs: Callable[[int], Programs], params: Params, seed: int, x: np.ndarray) -> np.ndarray:
+    """The levels [L, M] of transformed rows x [M, D], by a trained network."""
+    compiled, key = programs(x.shape[1]), jax.random.key(seed)
+    return joined(lambda x: compiled.levels(params, jnp.asarray(x), key), x, compiled.batch_size).T
+
+
+def mean_level(
+    calibration: Calibration | None, levels: Callable[[np.ndarray], np.ndarray], x: np.ndarray
+) -> np.ndarray:
+    """The mean [M] of the levels of transformed rows x [M, D], standardised where there is a calibration."""
+    found = levels(x)
+    return found[0] if calibration is None else np.asarray(standardised_mean(calibration, jnp.asarray(found)))
 
 
 def network(programs: Callable[[int], Programs]) -> Fit:
@@ -126,8 +142,8 @@ def network(programs: Callable[[int], Programs]) -> Fit:
 
     def fit(normals: Rows, seed: int) -> Scorer:
         transform = transforms.fit(train=normals, **WHITENING)
-        compiled = programs(normals.shape[1])
-        return score(compiled, train(compiled, transform, normals, seed), transform, normals, seed)
+        params = train(programs(normals.shape[1]), transform, normals, seed)
+        return score(programs, params, transform, normals, seed)
 
     return fit
 
@@ -186,7 +202,7 @@ def dte_np(normals: Rows, seed: int) -> Scorer:
     """Non-parametric diffusion time estimation on whitened rows, see `dte.non_parametric`."""
     transform = transforms.fit(train=normals, **WHITENING)
     bank = transform.apply(thinned(normals, seed))
-    return partial(in_chunks, transform, lambda x: dte.non_parametric(x, bank))
+    return partial(in_chunks, transform, partial(dte.non_parametric, bank=bank))
 
 
 def ours(normals: Rows, seed: int) -> Scorer:
@@ -194,7 +210,7 @@ def ours(normals: Rows, seed: int) -> Scorer:
     transform = transforms.fit(train=normals, **WHITENING)
     bank = transform.apply(thinned(normals, seed))
     units = dte.bandwidths(bank)
-    return partial(in_chunks, transform, lambda x: dte.adaptive(x, bank, units))
+    return partial(in_chunks, transform, partial(dte.adaptive, bank=bank, units=units))
 
 
 def classical(name: str) -> Fit:

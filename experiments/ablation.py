@@ -6,6 +6,7 @@ Each ablation changes one thing of configs/adbench.py, on five rows of the folde
 each into DIR. The labels only measure.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,9 @@ def aurocs(name: str, ablations: list[str]) -> list[tuple[str, str, str, float]]
     found = []
     for ablation in ablations:
         for value, changes in ABLATIONS[ablation].items():
-            programs, params = methods.diffusion_programs(changed(changes), width), standard
+            programs, params = partial(methods.diffusion_programs, changed(changes)), standard
             if ablation in TRAINED:
-                params = methods.train(programs, transform, normals, 0)
+                params = methods.train(programs(width), transform, normals, 0)
             scores = methods.score(programs, params, transform, normals, 0)(test)
             found.append((ablation, value, name, metrics(dataset.labels, scores)["auroc"]))
     return found

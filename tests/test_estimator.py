@@ -1,0 +1,65 @@
+"""The estimator keeps scikit-learn's promises, gives the table's scores, and flags as many new normals as asked."""
+
+import numpy as np
+import pytest
+from sklearn.utils.estimator_checks import check_estimator
+
+from diffad_jax.errors import InputError
+from diffad_jax.estimator import DiffusionDetector
+from diffad_jax.methods import detect
+
+WIDTH = 20
+
+
+def normals(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, WIDTH)) @ np.diag(np.linspace(0.1, 3, WIDTH))
+
+
+def shares_flagged(method: str, false_alarms: float) -> tuple[float, float]:
+    """Of new normals, and of anomalies, after 100 normals of 20 columns."""
+    detector = DiffusionDetector(method, false_alarms=false_alarms).fit(normals(100))
+    return tuple((detector.predict(rows) == -1).mean() for rows in (normals(4000, 1), normals(400, 2) + 1.5))
+
+
+def passes_the_checks_of_scikit_learn(method: str) -> None:
+    skipped = {"check_array_api_input", "check_classifier_data_not_an_array"}  # for want of what they need
+    found = check_estimator(DiffusionDetector(method), on_skip=None)
+    assert {one["check_name"] for one in found if one["status"] != "passed"} <= skipped
+    assert len(found) > 40
+
+
+def test_it_passes_the_checks_of_scikit_learn() -> None:
+    passes_the_checks_of_scikit_learn("ours")
+
+
+@pytest.mark.slow
+def test_a_method_that_trains_passes_the_checks_of_scikit_learn() -> None:
+    passes_the_checks_of_scikit_learn("ddpm")
+
+
+def test_scores_are_those_of_the_table_with_their_sign_turned() -> None:
+    train, test = normals(60), normals(30, 1)
+    detector = DiffusionDetector(random_state=3).fit(train)
+    np.testing.assert_array_equal(detector.score_samples(test), -detect("ours", train, test).scores)
+
+
+@pytest.mark.parametrize("false_alarms", [0.05, 0.2])
+def test_new_normals_are_called_anomalous_as_often_as_asked(false_alarms: float) -> None:
+    flagged, hits = shares_flagged("ours", false_alarms)
+    assert 0.4 * false_alarms < flagged < 1.6 * false_alarms  # 100 normals know a quantile no better
+    assert hits > 0.9
+
+
+def test_a_network_s_threshold_is_of_normals_that_it_has_not_seen() -> None:
+    flagged, hits = shares_flagged("dte_c", 0.1)
+    assert flagged < 0.16 and hits > 0.9
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(InputError, match=r"method: found 'our'; did you mean 'ours'\?"):
+        DiffusionDetector("our").fit(normals(20))
+    for rate in (0, 0.6, -1):
+        with pytest.raises(InputError, match=f"false_alarms: found {rate}, allowed are numbers above 0"):
+            DiffusionDetector(false_alarms=rate).fit(normals(20))
+    with pytest.raises(ValueError, match="minimum of 8 is required"):
+        DiffusionDetector().fit(normals(7))
