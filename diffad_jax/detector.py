@@ -119,15 +119,17 @@ class Trained:
         return np.split(pairs[place], np.cumsum([len(raw) for raw in raw_sets])[:-1])
 
     def sample(self, count: int, num_steps: int = 50, seed: int = 0) -> np.ndarray:
-        """Draws `count` new normals from the model, in model range, with config.sampler over num_steps even steps.
+        """Draws `count` new normals [count, ...] from the model, with config.sampler over num_steps even steps.
 
-        They are patches where the model has learnt those (config.pipeline.crop). Raises InputError on counts below 1.
+        They are raw, as `score` takes data, but for pictures of the transform "contrast", which are in model range
+        (`Transform.invert`), and patches where the model has learnt those (config.pipeline.crop).
+        Raises InputError on counts below 1.
         """
         for name, value in (("count", count), ("num_steps", num_steps)):
             if not isinstance(value, int | np.integer) or value < 1:
                 raise InputError(f"{name}: found {value!r}, allowed are whole numbers from 1")
         keys = keys_for(jax.random.key(seed), jnp.arange(count))
-        return np.asarray(self._drawn(self.params, keys, num_steps))
+        return self.statistics.transform.invert(np.asarray(self._drawn(self.params, keys, num_steps)))
 
     @cached_property
     def _drawn(self) -> Callable[[Params, Array, int], Array]:

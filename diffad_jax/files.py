@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,11 @@ from typing import Any
 import numpy as np
 
 from diffad_jax.errors import InputError
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's: in lower case, a dash in place of all but letters, digits and underscores."""
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

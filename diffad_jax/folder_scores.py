@@ -102,11 +102,11 @@ def score_rows(trained: Trained, file: Path, out: Path) -> Counts:
     """
     rows, columns = unlabelled(file)
     rows = trained.statistics.arranged(rows, columns, str(file))
-    try:  # before anything is written, though the score then reads once more what lies on disk
-        readable = trained.statistics.transform.view(rows)
+    try:  # before anything is written
+        trained.statistics.transform.check(rows)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-    if not len(readable):
+    if not len(rows):
         raise InputError(f"{file}: holds no rows")
     _claim(out, trained, file)  # before the work, which another's directory would waste
     scores = trained.score(rows)

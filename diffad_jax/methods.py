@@ -141,7 +141,7 @@ def network(programs: Callable[[int], Programs]) -> Fit:
     """The detector that trains the network of `programs(width)`."""
 
     def fit(normals: Rows, seed: int) -> Scorer:
-        transform = transforms.fit(train=normals, **WHITENING)
+        transform = transforms.fitted(WHITENING, normals)
         params = train(programs(normals.shape[1]), transform, normals, seed)
         return score(programs, params, transform, normals, seed)
 
@@ -200,14 +200,14 @@ def dte_ig(normals: Rows, seed: int) -> Scorer:
 
 def dte_np(normals: Rows, seed: int) -> Scorer:
     """Non-parametric diffusion time estimation on whitened rows, see `dte.non_parametric`."""
-    transform = transforms.fit(train=normals, **WHITENING)
+    transform = transforms.fitted(WHITENING, normals)
     bank = transform.apply(thinned(normals, seed))
     return partial(in_chunks, transform, partial(dte.non_parametric, bank=bank))
 
 
 def ours(normals: Rows, seed: int) -> Scorer:
     """Diffusion time in local units on whitened rows, see `dte.adaptive`."""
-    transform = transforms.fit(train=normals, **WHITENING)
+    transform = transforms.fitted(WHITENING, normals)
     bank = transform.apply(thinned(normals, seed))
     units = dte.bandwidths(bank)
     return partial(in_chunks, transform, partial(dte.adaptive, bank=bank, units=units))

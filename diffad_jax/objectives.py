@@ -24,7 +24,7 @@ def grid_time(u: Array, num_steps: int = GRID) -> Array:
 
 
 def simple(process: Process) -> Objective:
-    """L_simple at times drawn from the grid (Ho et al. 2020, eq. 14)."""
+    """L_simple (Ho et al. 2020, eq. 14) at times drawn from k / 1000, k = 1..1000, whatever steps a chain has."""
 
     def objective(denoise: Denoise, x_0: Array, u: Array, eps: Array) -> Array:
         t = grid_time(u)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffad_jax.errors import InputError, check_choice
-from diffad_jax.process import Process, expand, transition_variance
+from diffad_jax.process import Process, expand, posterior_variance, transition_variance
 
 
 class Prediction(NamedTuple):
@@ -51,8 +51,8 @@ def make_denoise(
       "edm"  x_0 = c_skip y + c_out F(c_in y) with y = x_t / alpha, n = sigma / alpha, c_skip = sigma_data^2 / (n^2 +
              sigma_data^2), c_out = n sigma_data c_in, c_in = 1 / sqrt(n^2 + sigma_data^2) (Karras et al. 2022, table 1).
              With F = 0 this is the exact denoiser of N(0, sigma_data^2 I).
-    learned_variance: the second half of the output's last axis holds the logits v of the log variance, in [-1, 1]; the
-      fraction is (v + 1) / 2 (Nichol & Dhariwal 2021, eq. 15).
+    learned_variance: the second half of the output's last axis is w, -1 where the log variance is its lower bound and 1 where
+      it is the upper one; the fraction, v of Nichol & Dhariwal 2021, eq. 15, is (w + 1) / 2.
     clip: x_0 is clipped to [-clip, clip] and eps follows it; None not to. Losses are of what is not clipped.
     Raises InputError on another `predicts`; the denoiser does where the network's output has another shape than it asks for.
     """
@@ -68,8 +68,8 @@ def make_denoise(
             raise InputError(f"network: gives {output.shape} for x_t of {x_t.shape}, needed is {needed}")
         fraction = None
         if learned_variance:
-            output, logits = jnp.split(output, 2, axis=-1)
-            fraction = (logits + 1) / 2
+            output, place = jnp.split(output, 2, axis=-1)
+            fraction = (place + 1) / 2
         if predicts == "eps":
             x_0, eps = (x_t - sigma * output) / alpha, output
         elif predicts == "x_0":
@@ -104,8 +104,8 @@ def reverse_log_variance(
     check_choice("variance", variance, VARIANCES)
     first = s <= 0
     lower, upper = jnp.where(first, t, s), jnp.where(first, jnp.minimum(2 * t, 1.0), t)
-    share = -jnp.expm1(process.log_snr(upper) - process.log_snr(lower))
-    small = jnp.log(process.sigma(lower) ** 2 * jnp.where(first, jnp.maximum(share, 0.5), share))
+    small = posterior_variance(process, lower, upper)
+    small = jnp.log(jnp.where(first, jnp.maximum(small, process.sigma(t) ** 2 / 2), small))
     large = jnp.log(transition_variance(process, s, t))
     small, large = expand(small, prediction.x_0), expand(large, prediction.x_0)
     if variance == "small":

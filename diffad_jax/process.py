@@ -16,6 +16,8 @@ from jax import Array
 
 from diffad_jax.errors import InputError
 
+MOST_LOG_SNR = 80
+
 
 class Process(NamedTuple):
     """A variance-preserving forward process.
@@ -56,18 +58,12 @@ def chain(betas: np.ndarray) -> Process:
 
     With L(t) = -log alpha_bar(t), L_k = -sum_{i<=k} log(1 - beta_i): log_snr = -log(expm1(L)). Between grid points L is
     interpolated linearly, that is, noise arrives at a constant rate within a step. betas: [T] in (0, 1).
-    Raises InputError where alpha_bar falls below e^-80, of which float32 knows no inverse.
     """
     table = np.concatenate([[0.0], -np.cumsum(np.log1p(-np.asarray(betas, np.float64)))])
-    if table[-1] > 80:
-        raise InputError(
-            f"config.process: found an alpha_bar of e^-{table[-1]:.0f} at t = 1, allowed is e^-80 or more: fewer "
-            "num_steps or a smaller beta_max"
-        )
     num_steps = len(betas)
 
     def log_snr(t: Array) -> Array:
-        position = jnp.asarray(t) * num_steps
+        position = jnp.asarray(t, float) * num_steps
         nearest = jnp.round(position)
         # k / T is no binary fraction: without this snap a grid point would be mixed with its neighbour.
         position = jnp.where(jnp.abs(position - nearest) < 1e-3, nearest, position)
@@ -109,17 +105,20 @@ def log_linear(noise_min: float = 0.002, noise_max: float = 80.0) -> Process:
 
 
 def check_process(process: Process) -> None:
-    """Raises InputError where log_snr is not +inf at t = 0, or not finite and falling on (0, 1], seen at 1,000 times."""
+    """Raises InputError where log_snr is not +inf at t = 0, or does not fall from 80 or less to -80 or more on (0, 1].
+
+    That is seen at 1,000 times. Beyond, float32 knows no inverse of alpha^2 or sigma^2.
+    """
     t = np.linspace(0, 1, 1001)
     found = np.asarray(process.log_snr(jnp.asarray(t, jnp.float32)))
     if not found[0] == np.inf:
         raise InputError(f"config.process: log_snr is {found[0]:g} at t = 0, allowed is inf: no noise")
-    wrong = ~np.isfinite(found[1:]) | ~(np.diff(found) < 0)
+    wrong = ~(np.abs(found[1:]) <= MOST_LOG_SNR) | ~(found[1:] < found[:-1])
     if wrong.any():
         first = np.argmax(wrong)
         raise InputError(
             f"config.process: log_snr is {found[first]:g} at t = {t[first]:g} and {found[first + 1]:g} at {t[first + 1]:g}; "
-            "allowed are finite values that fall with t"
+            f"allowed are values that fall with t, from {MOST_LOG_SNR} or less to {-MOST_LOG_SNR} or more"
         )
 
 
@@ -140,9 +139,9 @@ def time_at(process: Process, log_snr: Array) -> Array:
 # --- transitions -----------------------------------------------------------------------------------------------------
 
 
-def expand(t: Array, x: Array) -> Array:
-    """t of shape [] or [B], with trailing axes added so that it multiplies x of shape [B, ...]."""
-    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t
+def expand(factor: Array, x: Array) -> Array:
+    """A factor [] or [K], with trailing axes added so that it multiplies x of shape [K, ...]."""
+    return factor.reshape(factor.shape + (1,) * (x.ndim - factor.ndim)) if factor.ndim else factor
 
 
 def diffuse(process: Process, x_0: Array, t: Array, eps: Array) -> Array:
@@ -165,13 +164,19 @@ def transition_variance(process: Process, s: Array, t: Array) -> Array:
     return process.sigma(t) ** 2 * -jnp.expm1(process.log_snr(t) - process.log_snr(s))
 
 
+def posterior_variance(process: Process, s: Array, t: Array) -> Array:
+    """The variance of q(x_s | x_t, x_0): sigma_s^2 (1 - SNR_t / SNR_s), that is beta_tilde_t on the chain's own grid."""
+    return process.sigma(s) ** 2 * -jnp.expm1(process.log_snr(t) - process.log_snr(s))
+
+
 def posterior(process: Process, x_0: Array, x_t: Array, s: Array, t: Array) -> tuple[Array, Array]:
     """Mean and variance of q(x_s | x_t, x_0) for any 0 <= s < t <= 1 (Ho et al. 2020, eqs. 6-7).
 
-    With r = SNR_t / SNR_s: mean = r (alpha_s / alpha_t) x_t + alpha_s (1 - r) x_0, variance = sigma_s^2 (1 - r).
+    With r = SNR_t / SNR_s: mean = r (alpha_s / alpha_t) x_t + alpha_s (1 - r) x_0; for the variance see
+    `posterior_variance`.
     s, t: [] or [B]; the variance has their shape. At s = 0 the mean is x_0 and the variance 0.
     """
     gap = process.log_snr(t) - process.log_snr(s)
     alpha_s, alpha_t = process.alpha(s), process.alpha(t)
     mean = expand(jnp.exp(gap) * alpha_s / alpha_t, x_t) * x_t + expand(alpha_s * -jnp.expm1(gap), x_t) * x_0
-    return mean, process.sigma(s) ** 2 * -jnp.expm1(gap)
+    return mean, posterior_variance(process, s, t)

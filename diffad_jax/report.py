@@ -1,6 +1,5 @@
 """The report of an evaluation: one HTML file that opens without a network, and its figures as PNG files beside it."""
 
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from diffad_jax import figures
 from diffad_jax.errors import InputError
 from diffad_jax.figures import Pictures
-from diffad_jax.files import write_atomically
+from diffad_jax.files import slug, write_atomically
 from diffad_jax.metrics import LOWER_IS_BETTER, METRICS, auroc_by_group, bootstrap_intervals, metrics
 from diffad_jax.pages import facts_html, figure_html, page, table_html
 
@@ -98,7 +97,7 @@ def write_report(path: Path, title: str, results: Sequence[Result], config: Mapp
     files: dict[str, bytes] = {}
     body = facts_html(shared) + (_overview(results, measured) if len(results) > 1 else "")
     for result, by_method in zip(results, measured, strict=True):
-        prefix = path.stem if len(results) == 1 else f"{path.stem}-{_slug(result.name)}"
+        prefix = path.stem if len(results) == 1 else f"{path.stem}-{slug(result.name)}"
         drawn = figures.draw(result.labels, result.scores, by_method, result.threshold, result.pictures)
         images = {kind: figures.png(figure) for kind, figure in drawn.items()}
         files |= {f"{prefix}-{kind}.png": image for kind, image in images.items()}
@@ -120,7 +119,7 @@ def _measure(results: Sequence[Result]) -> list[ByMethod]:
     """Per setting and method the fractions of `metrics`; every InputError names the setting and the method."""
     if not results:
         raise InputError("results: found none, allowed is at least one")
-    slugs = [_slug(result.name) for result in results]
+    slugs = [slug(result.name) for result in results]
     if len(set(slugs)) < len(slugs):
         raise InputError(f"results: found the file names {slugs}, allowed are settings with different names")
     measured: list[ByMethod] = []
@@ -178,7 +177,7 @@ def _section(result: Result, by_method: ByMethod, facts: Mapping[str, str | floa
         pictures = figure_html(f"pictures: {result.name}", figures.webp(images["pictures"]), "pictures", "webp")
         grid = f"{pictures}<p>{GRID_CAPTION}{outlined}</p>"
     return f"""
-<section id="{_slug(result.name)}">
+<section id="{slug(result.name)}">
 <h2>{escape(result.name)}</h2>
 {facts_html(facts)}{table_html("methods", ["Method", *METRICS.values()], rows)}{_at_threshold(result)}
 {_pixels("methods", pixels)}{_groups(result)}<div class="row">{charts}</div>
@@ -189,7 +188,7 @@ def _overview(results: Sequence[Result], measured: list[ByMethod]) -> str:
     tables = ""
     for key in ("auroc", "aupr"):
         names, methods, values = _by_setting(results, measured, key)
-        links = [f'<a href="#{_slug(name)}">{escape(name)}</a>' for name in names[:-1]]
+        links = [f'<a href="#{slug(name)}">{escape(name)}</a>' for name in names[:-1]]
         best = values == np.nan_to_num(values, nan=-1.0).max(axis=1, keepdims=True)
         rows = [(n, list(map(_percent, v)), list(b)) for n, v, b in zip([*links, "mean"], values, best, strict=True)]
         tables += table_html("settings", [f"{METRICS[key]} (%)", *methods], rows)
@@ -245,7 +244,3 @@ anomalies and {false:.1f} % of the normals.</p>"""
 def _config(config: Mapping[str, str]) -> str:
     rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>\n" for key, value in config.items())
     return f'<details><summary>Configuration</summary><table class="config">{rows}</table></details>' if rows else ""
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"\W+", "-", name.lower()).strip("-")

@@ -57,7 +57,7 @@ def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable
 
 def check(system: System, params: Params, shape: tuple[int, ...], combination: str) -> None:
     """Traces loss, score and sampler without computing, so that what they refuse is refused before anything is written."""
-    logarithmic = [name for name, one in COMBINATIONS.items() if one.logarithmic]
+    logarithmic = [*(name for name, one in COMBINATIONS.items() if one.logarithmic), MEMORY]
     if system.score.signed and combination in logarithmic:
         raise InputError(
             f"config.scoring.combination: found {combination!r}, which takes logarithms; this score may be negative, and "
@@ -95,7 +95,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
         parallel = parallel_of(config, settings)
         chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows, scoring.calibration_rows)
         learnt = Chosen(dataset.train, chosen, dataset.train.dtype) if len(held_out) else dataset.train
-        transform = transforms.fit(train=learnt, **config.transform)
+        transform = transforms.fitted(config.transform, learnt)
         calibrating = held_out if len(held_out) else evenly_spaced(len(dataset.train), scoring.calibration_rows)
         if scoring.combination == MEMORY:
             check_enough(len(calibrating))

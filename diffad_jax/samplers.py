@@ -14,7 +14,7 @@ from jax import Array
 
 from diffad_jax.noise import Key, fold_in, gaussian
 from diffad_jax.parametrisation import Denoise, reverse_log_variance
-from diffad_jax.process import Process, posterior, time_at
+from diffad_jax.process import Process, posterior, posterior_variance, time_at
 
 
 class Sampler(NamedTuple):
@@ -65,10 +65,11 @@ def karras(
 ) -> Array:
     """The times of noise levels n = sigma / alpha evenly spaced in n^(1/rho), then 0 (Karras et al. 2022, eq. 5).
 
-    noise_min: the last level but 0; where the process begins with more noise, as `log_linear` may, it is that.
+    noise_min: the last level but 0; where the process begins with more noise, as `log_linear` may, it is that, and where
+    start has hardly more, half of start's.
     """
     noise_first, noise_max = (jnp.exp(-process.log_snr(jnp.asarray(t, jnp.float32)) / 2) for t in (1e-6, start))
-    noise_last = jnp.maximum(noise_min, noise_first)
+    noise_last = jnp.maximum(jnp.minimum(noise_min, noise_max / 2), noise_first)
     ramp = jnp.linspace(0.0, 1.0, num_steps)
     noise = (noise_max ** (1 / rho) + ramp * (noise_last ** (1 / rho) - noise_max ** (1 / rho))) ** rho
     return jnp.append(time_at(process, -2 * jnp.log(noise)), 0.0).at[0].set(start)
@@ -113,7 +114,7 @@ def ddim(process: Process, eta: float = 0.0) -> Sampler:
         mean = process.alpha(s) * prediction.x_0
         if eta == 0:
             return mean + process.sigma(s) * prediction.eps, memory
-        variance = eta**2 * process.sigma(s) ** 2 * -jnp.expm1(process.log_snr(t) - process.log_snr(s))
+        variance = eta**2 * posterior_variance(process, s, t)
         direction = jnp.sqrt(jnp.maximum(process.sigma(s) ** 2 - variance, 0.0))
         return mean + direction * prediction.eps + jnp.sqrt(variance) * gaussian(key, x_t), memory
 

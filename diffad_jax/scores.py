@@ -137,14 +137,16 @@ def mean_over_draws(
 ) -> tuple[Array, Array]:
     """(mean of compared(x), mean of x) over num_draws x = drawn(key'), whose keys come in antithetic pairs (`Mirrored`)."""
 
-    def add(total: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
+    def one(number: Array) -> tuple[Array, Array]:
         x = drawn(Mirrored(fold_in(key, number // 2), 1 - 2.0 * (number % 2)))
-        return jax.tree.map(jnp.add, total, (compared(x), x)), None
+        return compared(x), x
 
-    shapes = jax.eval_shape(lambda total: add(total, jnp.zeros((), int))[0], (0.0, 0.0))
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    totals, _ = jax.lax.scan(add, zeros, jnp.arange(num_draws))
-    error, x = totals
+    def add(total: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
+        return jax.tree.map(jnp.add, total, one(number)), None
+
+    numbers = jnp.arange(num_draws)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, numbers[0]))
+    (error, x), _ = jax.lax.scan(add, zeros, numbers)
     return error / num_draws, x / num_draws
 
 

@@ -74,7 +74,7 @@ def aurocs(name: str, ablations: list[str]) -> list[tuple[str, str, str, float]]
     """(ablation, value, dataset, AUROC) for one data set; scoring ablations share one trained network."""
     dataset = adbench(DATA_DIR.value, name)
     normals, test = np.asarray(dataset.train), np.asarray(dataset.test)
-    transform = transforms.fit(train=normals, **methods.WHITENING)
+    transform = transforms.fitted(methods.WHITENING, normals)
     width = normals.shape[1]
     standard = methods.train(methods.diffusion_programs(changed({}), width), transform, normals, 0)
     found = []

@@ -6,12 +6,11 @@ The only command that needs TensorFlow: pip install 'diffad_jax[prepare]'. A set
 """
 
 import importlib.util
-import sys
 
 import tensorflow_datasets as tfds
 from absl import flags
 
-from diffad_jax.errors import InputError, one_line
+from diffad_jax.errors import InputError, RunFailed, one_line
 from experiments import cli
 
 DATASET = flags.DEFINE_string("dataset", None, "Name in TFDS, as cifar10 or mnist_corrupted/fog.", required=True)
@@ -32,7 +31,7 @@ def main(_: list[str]) -> None:
     try:
         builder.download_and_prepare(file_format=FORMAT)
     except Exception as error:  # Servers, disks and archives fail in many ways; what was half done, TFDS removes.
-        sys.exit(f"error: {DATASET.value}: not prepared ({one_line(error)})")
+        raise RunFailed(f"{DATASET.value}: not prepared ({one_line(error)})") from error
     if (found := builder.info.file_format.value) != FORMAT:
         raise InputError(f"{builder.data_dir}: was prepared as {found}, needed is {FORMAT}: choose another --data_dir")
     print(f"{builder.info.full_name}: prepared in {builder.data_dir}")

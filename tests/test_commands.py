@@ -344,6 +344,11 @@ BAD_TRAINING = {
     "an unknown loss": (["--config.loss.name=wieghted"], ["config.loss.name", "'weighted'"]),
     "an argument of another choice": (["--config.model.name=UNet"], ["config.model.depth", "UNet", "channels"]),
     "an unknown data set": (["--config.data.name=digts"], ["config.data.name", "'digits'"]),
+    "a transform without a name": (["--config.transform={'low': 0.0}"], ["config.transform", "has no `name`", "range"]),
+    "a transform given its rows": (
+        ["--config.transform={'name': 'whiten', 'train': 1}"],
+        ["config.transform.train", "whiten takes no such argument"],
+    ),
     "an unknown transform": (["--config.transform.name=rnge"], ["transform", "'rnge'", "'range'"]),
     "an unknown weighting": (["--config.loss.weighting=edmm"], ["weighting", "'edmm'", "edm"]),
     "a focus that falls": (["--config.loss.focus=(0.5,0.4)"], ["config.loss.focus", "(0.5, 0.4)", "ascending"]),

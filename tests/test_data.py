@@ -347,7 +347,7 @@ def test_columns_too_fine_for_float32_keep_their_digits(
     assert one_class_split(stamped, y, "rows").train.dtype == np.float64
 
 
-def test_range_maps_the_stated_interval_to_minus_one_to_one() -> None:
+def test_range_maps_the_stated_interval_to_minus_one_to_one(tmp_path: Path) -> None:
     images = np.array([[[0.0]], [[255.0]], [[51.0]]])
     transform = transforms.fit("range", images, low=0, high=255)
     np.testing.assert_allclose(transform.apply(images).ravel(), [-1, 1, -0.6], rtol=1e-6)
@@ -356,6 +356,12 @@ def test_range_maps_the_stated_interval_to_minus_one_to_one() -> None:
         transform.apply(images / 255)
     assert (transform.apply(0 * images) == -1).all(), "black is a picture of any scale"
     assert transform.apply(np.float32([[[0.0]], [[1.0]]])).max() < -0.99, "and so is one all but black"
+    dark = np.memmap(tmp_path / "pictures", np.float32, "w+", shape=(2, 1, 1))
+    dark[:, 0, 0] = 255, 0.5
+    np.testing.assert_allclose(transform.view(dark)[np.array([1])], 0.5 / 127.5 - 1, err_msg="or of pictures on disk")
+    dark[0] = 0.2
+    with pytest.raises(InputError, match="data up to 0.5, the run has learnt values from 0 to 255"):
+        transform.view(dark)
     with pytest.raises(InputError, match=r"low = 0, high = 1, but training values span \[0, 255\]"):
         transforms.fit("range", images, low=0, high=1)
 
@@ -405,6 +411,25 @@ def test_whiten_standardises_mixed_units_and_keeps_common_ones() -> None:
     # Of 15 rows in 20 columns, where the whole of the shrinkage is given: the rotation is left out.
     unit = np.linalg.norm(transforms.fit("whiten", common[:15], shrinkage=1.0).arrays["matrix"], axis=1)
     assert unit.max() / unit.min() < 2
+
+
+@pytest.mark.parametrize(
+    "section", [{"name": "range", "low": -900, "high": 2000}, {"name": "standardise"}, {"name": "whiten"}]
+)
+def test_the_inverse_inverts(section: dict[str, Any]) -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 3, 2)) * [[1, 100], [0.1, 3], [7, 1]] + 500
+    transform = transforms.fitted(section, rows)
+    np.testing.assert_allclose(transform.invert(transform.apply(rows)), rows, rtol=1e-5)
+
+
+def test_what_a_transform_does_not_keep_is_not_inverted() -> None:
+    pictures = np.random.default_rng(0).normal(size=(9, 4, 4, 1))
+    patches = pictures[:, :2, :2]
+    assert transforms.fit("contrast", pictures).invert(pictures) is pictures
+    assert transforms.fit("standardise", pictures).invert(patches) is patches
+    np.testing.assert_allclose(
+        transforms.fit("range", pictures, low=-9, high=9).invert(patches), 9 * patches, rtol=1e-6
+    )
 
 
 def test_whitened_normals_have_about_unit_covariance() -> None:

@@ -102,10 +102,19 @@ def test_from_the_datum_itself(name: str) -> None:
 
 def test_a_chain_that_leaves_nothing_of_the_datum_is_refused() -> None:
     """Its alpha would be 0 in float32, and what is divided by it no number."""
-    with pytest.raises(InputError, match=r"config.process: found an alpha_bar of e\^-107 at t = 1, allowed is e\^-80"):
-        process.linear(1000, 1e-4, 0.2)
+    for p in (process.linear(1000, 1e-4, 0.2), process.log_linear(0.002, 1e18), process.log_linear(1e-18, 80)):
+        with pytest.raises(
+            InputError, match=r"config.process: log_snr is .*; allowed are .* from 80 or less to -80 or"
+        ):
+            process.check_process(p)
     p = process.linear(1000, 1e-4, 0.149)
+    process.check_process(p)
     assert p.alpha(1.0) > 0 and np.isfinite(p.log_snr(1.0))
+
+
+def test_times_may_be_whole_numbers() -> None:
+    p = process.linear()
+    assert_array_equal(p.log_snr(np.arange(2)), p.log_snr(np.arange(2.0)))
 
 
 @pytest.mark.parametrize(
@@ -113,8 +122,8 @@ def test_a_chain_that_leaves_nothing_of_the_datum_is_refused() -> None:
     [
         (lambda t: 5 - 10 * t, "log_snr is 5 at t = 0, allowed is inf"),
         (lambda t: -2 * jnp.log(jnp.tan(jnp.pi / 2 * t)), "log_snr is -12.* at t = 0.999 and nan at 1;"),
-        (lambda t: jnp.where(t < 1, -jnp.log(t), -jnp.inf), "and -inf at 1; allowed are finite values"),
-        (lambda t: 1 / t + 20 * jnp.maximum(t - 0.5, 0), "allowed are finite values that fall with t"),
+        (lambda t: jnp.where(t < 1, -jnp.log(t), -jnp.inf), "and -inf at 1; allowed are values that fall with t"),
+        (lambda t: 1 / t + 20 * jnp.maximum(t - 0.5, 0), "allowed are values that fall with t"),
     ],
 )
 def test_processes_that_are_refused(log_snr: Callable[[Array], Array], words: str) -> None:

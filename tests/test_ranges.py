@@ -124,6 +124,10 @@ def test_what_takes_logarithms_is_refused_with_a_score_that_may_be_negative() ->
         InputError, match="config.scoring.combination: found 'fisher', .* are standardised_mean, nearest"
     ):
         refused(system, "fisher")
+    pictures = assembly.assemble(tiny.get_config("digits"), (8, 8, 1))
+    pictures = pictures._replace(score=pictures.score._replace(signed=True))
+    with pytest.raises(InputError, match="config.scoring.combination: found 'memory', which takes logarithms"):
+        refused(pictures, "memory")
 
 
 class Odd(nn.Module):

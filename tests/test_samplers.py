@@ -156,6 +156,13 @@ def test_karras_ends_with_the_least_noise_that_the_process_knows() -> None:
         assert np.isfinite(run(make(p), gaussian_denoise(p, MEAN, DEVIATION), x, times, KEY)).all()
 
 
+@pytest.mark.parametrize("start", [1e-5, 1e-3, 0.02])
+def test_karras_falls_from_a_start_of_little_noise_too(start: float) -> None:
+    for p in (PROCESSES["linear"], log_linear()):
+        times = np.asarray(karras(p, 4, start))
+        assert times[0] == np.float32(start) and times[-1] == 0 and (np.diff(times) < 0).all()
+
+
 def test_who_shares_noise() -> None:
     p = PROCESSES["linear"]
     sampler, denoise = samplers.ddpm(p), gaussian_denoise(p, MEAN, DEVIATION)

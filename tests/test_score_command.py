@@ -443,5 +443,6 @@ def test_a_run_scores_in_batches_of_another_size(workdir: Path) -> None:
 
 def test_samples_are_drawn_by_seed(workdir: Path) -> None:
     trained = detector.load(workdir)
-    one, again, other = (trained.sample(1, 1, seed) for seed in (0, 0, 1))
+    one, again, other = (trained.sample(4, 1, seed) for seed in (0, 0, 1))
     assert (one == again).all() and (one != other).any()
+    assert 50 < np.median(one) < 205, "raw values, of pictures from 0 to 255"

@@ -13,6 +13,7 @@ from diffad_jax.data.npz_pictures import mnist_c, npz_classes, npz_classes_each,
 from diffad_jax.data.row_files import is_row_file
 from diffad_jax.data.tfds_pictures import tfds_corrupted, tfds_pictures
 from diffad_jax.errors import InputError
+from diffad_jax.files import slug
 
 
 def digits_each(anomalous_classes: Sequence[int] = tuple(range(10))) -> tuple[Dataset, ...]:
@@ -52,7 +53,7 @@ LOADERS: dict[str, Callable[..., Dataset | tuple[Dataset, ...]]] = {
 def load(spec: Mapping[str, Any]) -> tuple[Dataset, ...]:
     """The data sets that `config.data` describes. Sets that share a training set share the array `train` itself.
 
-    Raises InputError where there are none, or two of one name, which names their files and results.
+    Raises InputError where there are none, or two of one name, which names their files (see `files.slug`) and results.
     """
     if spec.get("path") == "":
         raise InputError("config.data.path: found '', allowed is a file or folder")
@@ -61,7 +62,8 @@ def load(spec: Mapping[str, Any]) -> tuple[Dataset, ...]:
     names = [dataset.name for dataset in sets]
     if not sets:
         raise InputError(f"config.data: {spec.get('path', spec['name'])} holds no data set")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    slugs = list(map(slug, names))
+    if twice := sorted({name for name, of_file in zip(names, slugs) if slugs.count(of_file) > 1}):
         raise InputError(
             f"config.data: more than one set is named {', '.join(twice)}; choose between them by path or rows"
         )

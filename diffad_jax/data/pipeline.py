@@ -74,7 +74,7 @@ class Batches:
         return crops
 
 
-FLIPS, CROPS = 1, 2  # Tell the draws of flips, of crops and of permutations apart.
+FLIPS, CROPS = 1, 2  # Tell the draws of one step apart.
 
 
 def batch_rows(seed: int, num_rows: int, start: int, count: int) -> np.ndarray:

@@ -32,18 +32,24 @@ class Transform(NamedTuple):
         """Map raw x [n, ...] to float32 [n, ...]; computed in float64, chunk by chunk in bounded memory.
 
         A value beyond +-1e15, as a far anomaly's may be, becomes that, so that distances stay finite.
-        Raises InputError on data of another shape or scale and on rows that are not finite.
+        Raises InputError as `check` does.
         """
-        check(x, self.shape)
-        self._check_scale(x)
+        self.check(x)
+        return self._of_checked(x)
+
+    def _of_checked(self, x: Rows) -> np.ndarray:
         result = np.empty(x.shape, np.float32)
         for start, stop in chunks(x):
             rows = self._apply(_rows(x, start, stop))
             result[start:stop] = np.clip(rows, -LARGEST, LARGEST, out=rows).reshape(-1, *self.shape)
         return result
 
-    def _check_scale(self, x: Rows) -> None:
-        """Raises InputError on pictures from 0 to 1 where the run has learnt them from 0 to 255, or on a larger scale."""
+    def check(self, x: Rows) -> None:
+        """Raises InputError on data [n, ...] of another shape or scale and on rows that are not finite.
+
+        Of another scale are pictures from 0 to 1 where the run has learnt them from 0 to 255, or on a larger one.
+        """
+        check(x, self.shape)
         if self.name == "range":
             half = float(1 / self.arrays["scale"])
             from_0 = float(self.arrays["center"]) == half
@@ -53,10 +59,11 @@ class Transform(NamedTuple):
             from_0 = floor > 0.1 and floor != 1
         if not from_0 or x.dtype.kind != "f" or not len(x):
             return
-        values = np.asarray(x)
-        largest = float(values.max())
-        # Whole numbers may be a batch of pictures that are all but black.
-        if half > 4 and 0 < largest <= 1 and values.min() >= 0 and (values % 1 != 0).any():
+        smallest, largest = _span(x)
+        if half <= 4 or smallest < 0 or not 0 < largest <= 1:
+            return
+        # Whole numbers may be pictures that are all but black.
+        if any((x[start:stop] % 1 != 0).any() for start, stop in chunks(x)):
             raise InputError(f"transform: data up to {largest:g}, the run has learnt values from 0 to {2 * half:g}")
 
     def _apply(self, rows: np.ndarray) -> np.ndarray:
@@ -66,12 +73,24 @@ class Transform(NamedTuple):
         rows = rows - self.arrays["center"]
         return rows @ self.arrays["matrix"] if "matrix" in self.arrays else rows * self.arrays["scale"]
 
+    def invert(self, y: np.ndarray) -> np.ndarray:
+        """The raw data of model range y [n, ...], float32, as far as `apply` keeps what makes them.
+
+        y itself of "contrast", which keeps neither the brightness of a picture nor its deviation, and of patches of pictures
+        whose pixels have each their own statistics.
+        """
+        if "floor" in self.arrays or (y.shape[1:] != self.shape and self.arrays["center"].size > 1):
+            return y
+        rows = _rows(y, 0, len(y))
+        matrix, scale = self.arrays.get("matrix"), self.arrays.get("scale")
+        rows = rows / scale if matrix is None else np.linalg.solve(matrix.T, rows.T).T
+        return (rows + self.arrays["center"]).reshape(y.shape).astype(np.float32)
+
     def view(self, x: Rows) -> Rows:
         """`apply` of raw x [n, ...]: at once where x is an array, row by row as they are read where x lies on disk."""
-        if isinstance(x, np.memmap):
-            check(x, self.shape)  # Whole, so that the error counts its rows.
-            return _View(self, x)
-        return self.apply(x) if isinstance(x, np.ndarray) else _View(self, x)
+        self.check(x)  # Whole, as its rows may be read one by one, of which each for itself tells no scale.
+        in_memory = isinstance(x, np.ndarray) and not isinstance(x, np.memmap)
+        return self._of_checked(x) if in_memory else _View(x, self._of_checked)
 
     def to_arrays(self) -> Arrays:
         """Everything as plain arrays, for `np.savez` and for `from_arrays`."""
@@ -94,8 +113,8 @@ class Transform(NamedTuple):
 class _View:
     """Rows on disk, transformed when they are read."""
 
-    transform: Transform
     rows: Rows
+    transform: Callable[[Rows], np.ndarray]
     dtype = np.dtype(np.float32)
 
     @property
@@ -106,14 +125,14 @@ class _View:
         return len(self.rows)
 
     def __getitem__(self, index: slice | np.ndarray, /) -> np.ndarray:
-        return self.transform.apply(self.rows[index])
+        return self.transform(self.rows[index])
 
     def __array__(self, dtype: None = None, /, *, copy: bool | None = None) -> np.ndarray:
-        return self.transform.apply(self.rows)
+        return self.transform(self.rows)
 
 
 def fit(name: str, train: Rows, **options: Any) -> Transform:
-    """Fit the transform `name` on training normals [N, ...].
+    """The transform `name`, fitted on training normals [N, ...].
 
     "range" (low, high): 2 (x - low) / (high - low) - 1, so [low, high] -> [-1, 1]; later values are not clipped.
     "contrast": (x - mean(x)) / (2 max(std(x), floor)), mean and deviation of the datum itself: how bright and contrasty a
@@ -135,10 +154,16 @@ def fit(name: str, train: Rows, **options: Any) -> Transform:
     Raises InputError on an unknown name or option, rows that are not finite, training values outside [low, high],
     pooling below 0, shrinkage outside [0, 1] or more than 8192 columns to whiten.
     """
+    return fitted({"name": name, **options}, train)
+
+
+def fitted(section: Mapping[str, Any], train: Rows) -> Transform:
+    """`fit` by a config's section: the transform's name and its options."""
+    name = str(section.get("name"))
     if len(train.shape) < 2 or len(train) < 2:
         raise InputError(f"transform {name!r}: train has shape {train.shape}, allowed is [N, ...] with N >= 2")
     check(train, train.shape[1:])
-    return Transform(name, train.shape[1:], build("transform", FITS, {"name": name, **options}, train=train))
+    return Transform(name, train.shape[1:], build("transform", FITS, section, train=train))
 
 
 def _fit_range(train: Rows, low: float, high: float) -> Arrays:
