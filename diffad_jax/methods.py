@@ -23,7 +23,7 @@ from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError, check_choice
 from diffad_jax.evaluation import joined
 from diffad_jax.loop import Diverged
-from diffad_jax.neighbours import thinned
+from diffad_jax.nearness import most_rows
 from diffad_jax.runs import define
 from diffad_jax.settings import scoring_of
 from diffad_jax.training import (
@@ -198,17 +198,22 @@ def dte_ig(normals: Rows, seed: int) -> Scorer:
     return network(partial(_time_programs, dte.inverse_gamma_loss, dte.inverse_gamma_score, 1, settings))(normals, seed)
 
 
+def bank_of(normals: Rows, transform: Transform) -> np.ndarray:
+    """The transformed normals, or as many as a run keeps of them, evenly spaced."""
+    return transform.apply(normals[evenly_spaced(len(normals), most_rows(normals.shape[1:]))])
+
+
 def dte_np(normals: Rows, seed: int) -> Scorer:
     """Non-parametric diffusion time estimation on whitened rows, see `dte.non_parametric`."""
     transform = transforms.fitted(WHITENING, normals)
-    bank = transform.apply(thinned(normals, seed))
+    bank = bank_of(normals, transform)
     return partial(in_chunks, transform, partial(dte.non_parametric, bank=bank))
 
 
 def ours(normals: Rows, seed: int) -> Scorer:
     """Diffusion time in local units on whitened rows, see `dte.adaptive`."""
     transform = transforms.fitted(WHITENING, normals)
-    bank = transform.apply(thinned(normals, seed))
+    bank = bank_of(normals, transform)
     units = dte.bandwidths(bank)
     return partial(in_chunks, transform, partial(dte.adaptive, bank=bank, units=units))
 

@@ -1,4 +1,4 @@
-"""Nearest neighbours by brute force, exactly, in bounded memory and with shapes that data sets share."""
+"""Nearest neighbours by brute force, in bounded memory and with shapes that data sets share."""
 
 from functools import partial
 from typing import Any
@@ -10,9 +10,8 @@ from jax import Array
 
 from diffad_jax.errors import InputError
 
-MAX_BANK_ROWS = 10_000
-BATCH = 512  # rows of x a pass: distances to MAX_BANK_ROWS take 20 MB
-CANDIDATES = 16
+BATCH = 512  # rows of x a pass: distances to 32,768 rows take 64 MiB
+CANDIDATES = 16  # a row whose quick distances are noise is likely among so many
 
 
 def knn_distances(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | None = None) -> np.ndarray:
@@ -56,17 +55,12 @@ def nearest(x: Array, bank: Array, units: Array, k: int) -> Array:
     """The k smallest |x - x_i| / h_i, ascending: [B, D], [N, D], [N] -> [B, k], k <= N.
 
     units: h > 0. A row of infinite unit does not count: its distance is infinite.
-    Candidates by |x|^2 - 2 x.y + |y|^2, which loses digits to cancellation, then their distances by differences.
+    Candidates by |x|^2 - 2 x.y + |y|^2, which loses digits to cancellation, then their distances by differences. What is
+    found is thus the distance of a row, to rounding; where more than CANDIDATES rows are as near as rounding leaves open, its
+    square may be larger than the least one by some 1e-6 |x|^2.
     """
     inverse, absent = 1 / units, jnp.where(jnp.isinf(units), jnp.inf, 0.0)
     square = (x**2).sum(1)[:, None] - 2 * jnp.dot(x, bank.T, precision="highest") + (bank**2).sum(1)
     _, candidates = jax.lax.top_k(-(square * inverse**2 + absent), min(max(k, CANDIDATES), len(bank)))
     exact = ((x[:, None] - bank[candidates]) ** 2).sum(axis=-1)
     return jnp.sort(jnp.sqrt(exact) * inverse[candidates] + absent[candidates], axis=1)[:, :k]
-
-
-def thinned(rows: Any, seed: int) -> np.ndarray:
-    """The bank: all rows [N, D], in memory or on disk, or MAX_BANK_ROWS of them drawn with `seed`, in their order."""
-    if len(rows) <= MAX_BANK_ROWS:
-        return np.asarray(rows)
-    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), MAX_BANK_ROWS, replace=False))]

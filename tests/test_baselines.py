@@ -77,12 +77,12 @@ def test_mahalanobis_is_that_of_scikit_learn(zeros: Dataset) -> None:
     np.testing.assert_allclose(fit_score("mahalanobis", zeros.train, zeros.test), expected.mahalanobis(test), rtol=1e-3)
 
 
-def test_large_training_sets_are_thinned_for_ocsvm_by_seed(monkeypatch: pytest.MonkeyPatch, zeros: Dataset) -> None:
+def test_large_training_sets_are_thinned_for_ocsvm(monkeypatch: pytest.MonkeyPatch, zeros: Dataset) -> None:
     full = fit_score("ocsvm", zeros.train, zeros.test)
     monkeypatch.setattr(baselines, "MAX_OCSVM_ROWS", 40)
-    first, again, other = (fit_score("ocsvm", zeros.train, zeros.test, seed) for seed in (0, 0, 1))
-    assert np.array_equal(first, again) and not np.array_equal(first, other) and not np.array_equal(first, full)
-    assert metrics(zeros.labels, first)["auroc"] > 0.97
+    fewer = fit_score("ocsvm", zeros.train, zeros.test)
+    assert not np.array_equal(fewer, full)
+    assert metrics(zeros.labels, fewer)["auroc"] > 0.97
 
 
 def test_bad_input_is_refused(zeros: Dataset) -> None:

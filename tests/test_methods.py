@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import adbench, adbench_dit
-from diffad_jax import methods
+from diffad_jax import methods, nearness
 from diffad_jax.errors import InputError
 from diffad_jax.loop import Diverged
 from diffad_jax.methods import METHODS, detect
@@ -108,6 +108,15 @@ def test_the_inverse_gamma_trains_for_longer_where_rows_are_many(monkeypatch: py
         monkeypatch.setattr(methods, "LONGER_FROM_ROWS", most)
         detect("dte_ig", train, test)
     assert asked == [100, 150]
+
+
+def test_a_bank_holds_as_many_normals_as_a_run_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test, labels = problem()
+    full = detect("ours", train, test).scores
+    monkeypatch.setattr(nearness, "MOST_ROWS", 20)
+    fewer = detect("ours", train, test).scores
+    assert not np.allclose(fewer, full, rtol=0.01)
+    assert metrics(labels, fewer)["auroc"] > 0.9
 
 
 def test_bad_arguments_are_refused() -> None:
