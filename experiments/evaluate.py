@@ -9,13 +9,11 @@ results then go to metrics_<name of PATH>.json and report_<name of PATH>.html.
 
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -29,13 +27,10 @@ from diffad_jax.data.pictures import PictureFiles
 from diffad_jax.data.row_files import labelled
 from diffad_jax.distributed import check_alike, together
 from diffad_jax.errors import InputError
-from diffad_jax.evaluation import MEMORY
-from diffad_jax.figures import Pictures
 from diffad_jax.files import read_json, save_json
-from diffad_jax.folder_scores import as_trained, check_pictures
-from diffad_jax.metrics import metrics
-from diffad_jax.pixel_metrics import aupro, pixel_auroc
-from diffad_jax.report import Result, most_and_least, summary_table, write_report
+from diffad_jax.measurement import measure, result, summary
+from diffad_jax.photos import as_trained, check_pictures
+from diffad_jax.report import Result, summary_table, write_report
 from experiments import cli
 
 cli.distributed_flags()
@@ -50,9 +45,6 @@ BASELINES = flags.DEFINE_list(
     "Classical detectors to stand beside, held in memory; by default copod only where PyOD is installed, and none of "
     "data of more than 2^28 values.",
 )
-PICTURES_PER_KIND = 3
-ERRORS_ALONE = ("standardised_mean", MEMORY)  # config.scoring.combination whose score is `evaluation.Reading.errors`
-NAMES = {"nearest": "nearest normals"}  # of scores that ask no network
 MOST_VALUES = 2**28  # take 3.5 GB: about 13 bytes each
 
 
@@ -66,56 +58,18 @@ def evaluate_run(directory: Path) -> list[Result]:
     Raises NothingToTest where the run's data, without --data, are not of both kinds.
     """
     trained = detector.load(directory, BATCH_SIZE.value)
-    config, counts = trained.config, trained.statistics.facts
     with together():
         datasets = tests_of(trained)
     check_alike({f"{directory}, {dataset.name}": fingerprint(dataset.test) for dataset in datasets})
-    started = time.perf_counter()
     try:
-        found = read_each(trained, datasets)
+        measured, seconds = measure(trained, datasets)
     except InputError as error:
         if not DATA.value:
             raise
         raise InputError(f"{DATA.value}: {error}") from error
-    seconds = time.perf_counter() - started
-    combination = trained.scoring.combination
-    errors_too = combination not in ERRORS_ALONE
-    tests = {
-        dataset.name: {
-            **metrics(dataset.labels, one.scores),
-            **({"auroc_of_mean_error": metrics(dataset.labels, one.errors)["auroc"]} if errors_too else {}),
-            **(one.pixel or {}),
-            "n_test": len(dataset.test),
-        }
-        for dataset, one in zip(datasets, found, strict=True)
-    }
-    means = {key: float(np.mean([test[key] for test in tests.values()])) for key in next(iter(tests.values()))}
-    summary = {
-        **means,
-        "n_train": int(counts["n_train"]),
-        "n_test": sum(len(dataset.test) for dataset in datasets),
-        "seed": config.seed,
-        "seconds_train": counts["seconds_train"],
-        "seconds_score": seconds,
-        "network_evaluations_per_datum": trained.system.score.evaluations,
-        **source(),
-        "tests": tests,
-    }
     if jax.process_index() == 0:
-        save_json(directory / f"metrics{suffix()}.json", summary)
-    results = []
-    for dataset, (scores, errors, pixel) in zip(datasets, found, strict=True):
-        by_method = {NAMES.get(combination, f"diffusion ({config.model.name})"): scores}
-        if errors_too:
-            by_method[f"mean error ({config.model.name})"] = errors
-        by_method |= beside(dataset, config.seed)
-        facts = {"training normals": int(counts["n_train"]), "test": len(dataset.test), "seed": config.seed, **source()}
-        if held_out := int(counts.get("n_held_out", 0)):
-            facts["normals held out for the threshold"] = held_out
-        shown = pictures_of(trained, dataset, scores) if len(dataset.test.shape) == 4 else None
-        threshold = trained.statistics.threshold
-        results.append(Result(dataset.name, dataset.labels, by_method, threshold, shown, facts, dataset.groups, pixel))
-    return results
+        save_json(directory / f"metrics{suffix()}.json", summary(trained, measured, seconds) | source())
+    return [result(trained, one, beside(one.dataset, trained.config.seed), source()) for one in measured]
 
 
 def beside(dataset: Dataset, seed: int) -> dict[str, np.ndarray]:
@@ -131,30 +85,6 @@ def beside(dataset: Dataset, seed: int) -> dict[str, np.ndarray]:
         return {}
     train, test = np.asarray(dataset.train), np.asarray(dataset.test)
     return {name: baselines.fit_score(name, train, test, seed) for name in names}
-
-
-class Found(NamedTuple):
-    """Scores and errors of a test set, see `evaluation.Reading`, and measures of its heat maps where there are masks."""
-
-    scores: np.ndarray
-    errors: np.ndarray
-    pixel: dict[str, float] | None = None
-
-
-def read_each(trained: detector.Trained, datasets: list[Dataset]) -> list[Found]:
-    """What the detector finds in each test set."""
-    if not any(dataset.masks is not None for dataset in datasets):
-        return [Found(*pairs.T) for pairs in trained.score_each([dataset.test for dataset in datasets])]
-    found = []
-    for dataset in datasets:
-        read = list(trained.read(dataset.test))
-        scores, maps, errors = (np.concatenate(parts) for parts in zip(*read, strict=True))
-        pixel = None
-        if dataset.masks is not None and maps.ndim == 3:
-            masks = np.asarray(dataset.masks)
-            pixel = {"pixel_auroc": pixel_auroc(masks, maps), "aupro": aupro(masks, maps)}
-        found.append(Found(scores, errors, pixel))
-    return found
 
 
 labelled_once = lru_cache(maxsize=1)(labelled)  # --data, which the runs of one folder share
@@ -231,14 +161,6 @@ def check_other_data(path: Path, directory: Path) -> None:
     statistics.arranged(X[:0], columns, f"{path} for {directory}")
     if (found := X.shape[1:]) != (shape := tuple(statistics.transform.shape)):
         raise InputError(f"{path}: data of shape {found}, the run of {directory} has learnt {shape}")
-
-
-def pictures_of(trained: detector.Trained, dataset: Dataset, scores: np.ndarray) -> Pictures:
-    """The pictures most worth looking at, with their noised and reconstructed versions and error maps."""
-    chosen = most_and_least(scores, dataset.labels, PICTURES_PER_KIND)
-    x_0, x_t, reconstruction, error = trained.explain(dataset.test[chosen])
-    masks = None if dataset.masks is None else dataset.masks[chosen]
-    return Pictures(x_0, x_t, reconstruction, error, dataset.labels[chosen], scores[chosen], masks)
 
 
 def told_apart(results: Mapping[Path, Sequence[Result]]) -> list[Result]:

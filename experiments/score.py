@@ -20,7 +20,8 @@ from diffad_jax.data.folders import picture_folder
 from diffad_jax.data.pictures import ON_ERROR
 from diffad_jax.data.row_files import is_row_file
 from diffad_jax.errors import InputError
-from diffad_jax.folder_scores import score_folder, score_rows
+from diffad_jax.folder_scores import score_folder
+from diffad_jax.row_scores import score_rows
 from experiments import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)

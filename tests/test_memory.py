@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
 from diffad_jax import detector, evaluation, memory, runs
+from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.folders import mvtec
 from diffad_jax.errors import InputError
 from diffad_jax.folder_scores import BRIGHTEST, colours
@@ -155,14 +156,12 @@ def test_a_run_with_a_memory_finds_scratches_and_draws_them(tiles: Path, tmp_pat
     assert normal[1] == shown[1] < normal[3] < normal[4] == shown[4]
 
 
-def test_a_memory_is_refused_before_training_where_there_are_no_maps(tiles: Path, tmp_path: Path) -> None:
-    config = tiny.get_config()
-    config.data = {"name": "mvtec", "path": str(tiles), "size": SIZE}
-    config.transform = {"name": "contrast"}
-    config.score = {"name": "bound", "num_steps": 2}
+def test_a_memory_is_refused_before_training_where_there_are_no_maps(tmp_path: Path) -> None:
+    config = tiny.get_config("vectors")
     config.scoring.combination = "memory"
+    rows = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     with pytest.raises(InputError, match="'memory' needs a score with maps"):
-        runs.train(config, mvtec(tiles, SIZE), tmp_path, progress=False)
+        runs.train(config, Dataset("rows", rows, rows, np.arange(40) % 2), tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
 
 

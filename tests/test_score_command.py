@@ -20,14 +20,17 @@ from PIL import Image
 from processes import Finished, command, start
 from sklearn.metrics import roc_auc_score
 
-from diffad_jax import detector, folder_scores, runs
+from diffad_jax import detector, runs
 from diffad_jax.data.folders import labelled_folder, picture_folder
 from diffad_jax.data.loading import load
 from diffad_jax.data.pictures import read_picture
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import Reading
-from diffad_jax.folder_scores import Counts, ScoreTable, Tolerant, colours, probability, score_folder, score_rows
+from diffad_jax.folder_scores import colours, score_folder
+from diffad_jax.photos import Tolerant, fit_of
+from diffad_jax.row_scores import score_rows
+from diffad_jax.score_table import Counts, ScoreTable, probability, score_lines
 from diffad_jax.scores import Score
 from diffad_jax.workdir import Statistics
 
@@ -409,17 +412,17 @@ def test_evaluate_reads_a_folder_as_the_training_pictures_were_read(workdir: Pat
 
 def test_what_lies_at_the_threshold_is_normal() -> None:
     statistics: Any = SimpleNamespace(threshold=0.5, normal_scores=np.array([0.1, 0.5]))
-    assert [row[3] for row in folder_scores._rows(["a", "b"], np.array([0.5, 0.6]), statistics)] == [0, 1]
+    assert [row[3] for row in score_lines(["a", "b"], np.array([0.5, 0.6]), statistics)] == [0, 1]
 
 
 def test_a_damaged_line_is_scored_again(tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text("path,score,probability,label\na,1,0.5,0\nb,1,0.5,x\n")
-    assert folder_scores.ScoreTable(tmp_path / "scores.csv").labels == {"a": 0}
+    assert ScoreTable(tmp_path / "scores.csv").labels == {"a": 0}
 
 
 def test_photos_are_fitted_as_the_loader_does_by_default() -> None:
-    assert folder_scores._fit_of({"name": "mvtec", "path": "x"}) == "stretch"
-    assert folder_scores._fit_of({"name": "mvtec", "fit": "crop"}) == folder_scores._fit_of({"name": "npz"}) == "crop"
+    assert fit_of({"name": "mvtec", "path": "x"}) == "stretch"
+    assert fit_of({"name": "mvtec", "fit": "crop"}) == fit_of({"name": "npz"}) == "crop"
 
 
 def test_heat_maps_are_smoothed_each_by_itself() -> None:
