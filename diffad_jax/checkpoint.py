@@ -6,12 +6,14 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from logging import LogRecord
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
@@ -19,6 +21,11 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from diffad_jax import distributed
 from diffad_jax.errors import InputError, RunFailed, first_line, out_of_memory
+
+NOTES = {
+    *("item_handlers", "metrics", "performance_metrics", "init_timestamp_nsecs", "commit_timestamp_nsecs"),
+    "custom_metadata",
+}
 
 
 class _Unreadable(Exception):
@@ -46,9 +53,14 @@ class Checkpoints:
                 [LatestN(2), BestN(get_metric_fn=_negative_loss, n=1, keep_checkpoints_without_metrics=False)]
             ),
         )
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
+        manager = partial(
+            ocp.CheckpointManager, self.directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
         )
+        try:
+            self._manager = manager()
+        except ValueError:
+            self._drop_damaged_notes()
+            self._manager = manager()
         self._damaged: list[int] = []
 
     def __enter__(self) -> "Checkpoints":
@@ -67,19 +79,26 @@ class Checkpoints:
         """Starts saving `state` as `step`; a step that is already there is left alone.
 
         Checkpoints that `restore` found damaged are set aside first, since Orbax saves no step up to its newest one.
-        Raises RunFailed when this save, or the one before it in the background, cannot be written.
+        Raises RunFailed when this save, or the one before it in the background, cannot be written, and on a state that is
+        not finite.
         """
         with self._failures_in_one_line():
             if self._damaged:
                 self._set_aside(self._damaged)
                 self._damaged = []
-            if step not in self._manager.all_steps():
-                self._manager.save(
-                    step,
-                    args=ocp.args.StandardSave(state),
-                    metrics=None if loss is None else {"loss": loss},
-                    custom_metadata={"seconds": seconds},
-                )
+            there = step in self._manager.all_steps()
+        if there:
+            return
+        sum_of_bits, finite = _sum_of_bits(state)
+        if not finite:
+            raise RunFailed(f"step {step}: parameters are not finite; last good checkpoint: {self.latest() or 'none'}")
+        with self._failures_in_one_line():
+            self._manager.save(
+                step,
+                args=ocp.args.StandardSave(state),
+                metrics=None if loss is None else {"loss": loss},
+                custom_metadata={"seconds": seconds, "sum_of_bits": sum_of_bits},
+            )
 
     def latest(self) -> int | None:
         """The newest step on disk, or None."""
@@ -87,10 +106,14 @@ class Checkpoints:
 
     def seconds(self, step: int) -> float:
         """The seconds of training, of all sessions, that led to `step`; 0 where they cannot be read."""
+        return float(self._noted(step, "seconds") or 0.0)
+
+    def _noted(self, step: int, name: str) -> Any | None:
+        """What was noted beside a checkpoint, or None where it cannot be read."""
         try:
-            return float(self._manager.metadata(step).custom_metadata["seconds"])
+            return self._manager.metadata(step).custom_metadata[name]
         except Exception:  # As for damaged states.
-            return 0.0
+            return None
 
     def restore(self, like: Any, best: bool = False) -> Any | None:
         """The newest state that can be read, with the structure, shapes and shardings of `like`; None where there is none.
@@ -148,7 +171,7 @@ class Checkpoints:
         if why := next(filter(None, distributed.exchange(found)), ""):
             raise _Unreadable(why)
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+            state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
         except Exception as error:
             if distributed.of_another(error):
                 raise
@@ -160,6 +183,11 @@ class Checkpoints:
                     "and all must go on from one step; remove this checkpoint and start them again"
                 ) from error
             raise _Unreadable(_reason(error)) from error
+        # Orbax notices files that are cut short, but no bit that has turned in an array.
+        (found, _), saved = _sum_of_bits(state), self._noted(step, "sum_of_bits")
+        if saved not in (None, found):
+            raise _Unreadable("its arrays are not what was saved")
+        return state
 
     def _check_shapes(self, step: int, like: Any) -> None:
         there, asked = _shapes(self._manager.item_metadata(step).tree), _shapes(like)
@@ -183,6 +211,17 @@ class Checkpoints:
                 logging.warning("%s cannot be read; the checkpoint counts as one without a loss", file)
                 file.unlink(missing_ok=True)
 
+    def _drop_damaged_notes(self) -> None:
+        """Orbax opens no directory in which one of the notes beside a checkpoint has a key that it does not know."""
+        for file in self.directory.glob("*/_CHECKPOINT_METADATA"):
+            try:
+                unknown = set(json.loads(file.read_text())) - NOTES
+            except (ValueError, TypeError):
+                continue  # It survives these.
+            if unknown:
+                logging.warning("%s cannot be read (%s); the checkpoint counts as one without notes", file, unknown)
+                file.unlink(missing_ok=True)
+
     @contextmanager
     def _failures_in_one_line(self) -> Iterator[None]:
         try:
@@ -199,6 +238,25 @@ class Checkpoints:
 def any_in(directory: Path) -> bool:
     """Whether a directory of checkpoints holds one."""
     return any(path.name.isdecimal() for path in directory.glob("*"))
+
+
+def _sum_of_bits(state: Any) -> tuple[int, bool]:
+    """The arrays of a state as 32-bit words, summed mod 2^32, and whether all are finite; the same in every process.
+
+    What several devices hold alike counts once.
+    """
+    total, finite = 0, True
+    for leaf in jax.tree.leaves(state):
+        if isinstance(leaf, jax.Array):
+            parts = [shard.data for shard in leaf.addressable_shards if shard.replica_id == 0]
+        else:
+            parts = [leaf] if jax.process_index() == 0 else []
+        for part in map(np.ascontiguousarray, parts):
+            words = part.reshape(-1).view(np.uint32 if part.itemsize % 4 == 0 else np.uint8)
+            total += int(words.sum(dtype=np.uint32))
+            finite = finite and bool(np.isfinite(part).all())
+    found = [json.loads(said) for said in distributed.exchange(json.dumps([total, finite]))]
+    return sum(part for part, _ in found) % 2**32, all(whole for _, whole in found)
 
 
 def _negative_loss(metrics: dict[str, float]) -> float:

@@ -83,68 +83,75 @@ def fit(
     like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, parallel.shardings(shapes)
     )
-    with (
-        Checkpoints(Path(workdir) / "checkpoints") as checkpoints,
-        Log(workdir) if jax.process_index() == 0 else nullcontext() as log,
-        _Signals() as signals,
-    ):
-        state = checkpoints.restore(like) or make_state(init, parallel)
-        first = step = int(state.step)
-        seconds = checkpoints.seconds(first)
-        started = time.perf_counter()
-        batches = Batches(
-            train,
-            seed,
-            batch_size,
-            first,
-            num_steps,
-            settings.steps_per_dispatch,
-            pipeline.flip,
-            pipeline.crop,
-            own_rows(batch_size),
-        )
+    with _Signals() as signals:
         with (
-            tqdm(
-                total=num_steps, initial=first, desc=progress, disable=progress is None, unit="step", mininterval=0.5
-            ) as bar,
-            read_ahead(batches, pipeline) as stream,
+            Checkpoints(Path(workdir) / "checkpoints") as checkpoints,
+            Log(workdir) if jax.process_index() == 0 else nullcontext() as log,
         ):
-            reader = _Metrics(bar, log, checkpoints, first)
+            state = checkpoints.restore(like) or make_state(init, parallel)
+            first = step = int(state.step)
+            seconds = checkpoints.seconds(first)
+            started = time.perf_counter()
+            batches = Batches(
+                train,
+                seed,
+                batch_size,
+                first,
+                num_steps,
+                settings.steps_per_dispatch,
+                pipeline.flip,
+                pipeline.crop,
+                own_rows(batch_size),
+            )
+            with (
+                tqdm(
+                    total=num_steps,
+                    initial=first,
+                    desc=progress,
+                    disable=progress is None,
+                    unit="step",
+                    mininterval=0.5,
+                ) as bar,
+                read_ahead(batches, pipeline) as stream,
+            ):
+                reader = _Metrics(bar, log, checkpoints, first)
 
-            def save(with_loss: bool = True) -> None:
-                reader.read()
-                losses = {"validation_loss": float(validate(state.ema))} if validate and with_loss else {}
-                reader.check(step, losses)
-                if losses and log:
-                    log.write(step, losses)
-                checkpoints.save(step, state, seconds + time.perf_counter() - started, losses.get("validation_loss"))
+                def save(with_loss: bool = True) -> None:
+                    reader.read()
+                    losses = {"validation_loss": float(validate(state.ema))} if validate and with_loss else {}
+                    reader.check(step, losses)
+                    if losses and log:
+                        log.write(step, losses)
+                    checkpoints.save(
+                        step, state, seconds + time.perf_counter() - started, losses.get("validation_loss")
+                    )
 
-            while step < num_steps:
-                asked = time.perf_counter()
-                x_0 = next(stream)
-                reader.waited += time.perf_counter() - asked
-                count = len(x_0)
-                if count not in dispatches:
-                    dispatches[count] = make_dispatch(train_step, count, parallel.compile)
-                batch = parallel.put_batches(Batch(x_0, np.tile(place, (count, 1))))  # type: ignore[arg-type]
-                state, metrics = dispatches[count](state, batch, key)
-                # The metrics of the dispatch before are read while this one runs, so that the device never waits for us.
-                reader.read()
-                step += count
-                logged = _crosses(step, count, settings.log_every) or step == num_steps
-                reader.pending = _Pending(step, metrics, signals.anywhere(), logged)
-                bar.update(count)
-                if step == num_steps or _crosses(step, count, settings.checkpoint_every):
-                    save()
-                if reader.stop:
-                    # Without a loss: which checkpoint is best must not depend on where a run was stopped.
-                    save(with_loss=False)
-                    raise Stopped(reader.stop, step)
-        # One that came after the last dispatch: what the loop was to save is saved, or on its way to the disk.
+                while step < num_steps:
+                    asked = time.perf_counter()
+                    x_0 = next(stream)
+                    reader.waited += time.perf_counter() - asked
+                    count = len(x_0)
+                    if count not in dispatches:
+                        dispatches[count] = make_dispatch(train_step, count, parallel.compile)
+                    batch = parallel.put_batches(Batch(x_0, np.tile(place, (count, 1))))  # type: ignore[arg-type]
+                    state, metrics = dispatches[count](state, batch, key)
+                    # The metrics of the dispatch before are read while this one runs, so that the device never waits for us.
+                    reader.read()
+                    step += count
+                    logged = _crosses(step, count, settings.log_every) or step == num_steps
+                    reader.pending = _Pending(step, metrics, signals.anywhere(), logged)
+                    bar.update(count)
+                    if step == num_steps or _crosses(step, count, settings.checkpoint_every):
+                        save()
+                    if reader.stop:
+                        # Without a loss: which checkpoint is best must not depend on where a run was stopped.
+                        save(with_loss=False)
+                        raise Stopped(reader.stop, step)
+            if settings.keep == "best":
+                state = checkpoints.restore(state, best=True) or state
+        # One that came after the last dispatch, when all that the loop was to save is on the disk.
         if stop := int(signals.anywhere()):
             raise Stopped(stop, step)
-        if settings.keep == "best":
-            state = checkpoints.restore(state, best=True) or state
     return Fitted(state, seconds + time.perf_counter() - started)
 
 

@@ -284,6 +284,25 @@ def test_a_signal_during_the_last_save_is_not_lost(tmp_path: Path, unbroken: tup
     assert_same(run(tmp_path, 30), unbroken[1])
 
 
+def test_a_signal_while_the_last_save_is_written_does_not_end_it(
+    tmp_path: Path, unbroken: tuple[Path, TrainState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait, once = ocp.CheckpointManager.wait_until_finished, iter([signal.SIGTERM])
+
+    def asked_to_stop(manager: ocp.CheckpointManager) -> None:
+        if 30 in manager.all_steps():
+            for number in once:
+                os.kill(os.getpid(), number)
+        wait(manager)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", asked_to_stop)
+    with pytest.raises(Stopped, match="stopped by SIGTERM at step 30, which is saved"):
+        run(tmp_path, 30)
+    monkeypatch.undo()
+    assert saved(tmp_path) == {20, 30}
+    assert_same(run(tmp_path, 30), unbroken[1])
+
+
 # --- the best ----------------------------------------------------------------------------------------------------------
 
 
@@ -477,7 +496,7 @@ def test_what_was_set_aside_before_gives_way(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_whatever_it_is_told_by(tmp_path: Path, words: str) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2):
-            checkpoints.save(step, {"a": jnp.full(2, step)})
+            checkpoints.save(step, {"a": jnp.full(2, float(step))})
     restore = ocp.CheckpointManager.restore
 
     def failing(manager: ocp.CheckpointManager, step: int, **arguments: Any) -> Any:
@@ -487,6 +506,44 @@ def test_a_damaged_checkpoint_is_passed_over_whatever_it_is_told_by(tmp_path: Pa
 
     with mock.patch.object(ocp.CheckpointManager, "restore", failing), Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore({"a": jnp.zeros(2)})["a"][0] == 1  # type: ignore[index]
+
+
+def test_a_bit_that_has_turned_in_an_array_is_noticed(
+    tmp_path: Path, warnings_of_absl: pytest.LogCaptureFixture
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"a": step * jnp.asarray(rows), "b": jnp.full(3, step)})
+    largest = max((tmp_path / "2").rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 16
+    largest.write_bytes(content)
+    for like in ({"a": np.zeros((64, 64), np.float32), "b": np.zeros(3, int)}, {"a": rows, "b": jnp.zeros(3, int)}):
+        with Checkpoints(tmp_path) as checkpoints:
+            np.testing.assert_array_equal(checkpoints.restore(like)["a"], rows)  # type: ignore[index]
+    assert f"{tmp_path}/2 cannot be read (its arrays are not what was saved)" in warnings_of_absl.text
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"a": jnp.zeros(2)})
+        with pytest.raises(RunFailed, match="step 2: parameters are not finite; last good checkpoint: 1"):
+            checkpoints.save(2, {"a": jnp.array([0, jnp.nan])})
+        assert checkpoints.latest() == 1
+
+
+def test_notes_with_a_damaged_key_cost_no_more_than_the_notes(
+    tmp_path: Path, warnings_of_absl: pytest.LogCaptureFixture
+) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"a": jnp.ones(2)}, seconds=5.0)
+    notes = tmp_path / "1" / "_CHECKPOINT_METADATA"
+    notes.write_text(notes.read_text().replace("commit_timestamp", "commit_tymestamp"))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore({"a": jnp.zeros(2)})["a"][0] == 1  # type: ignore[index]
+        assert checkpoints.seconds(1) == 0
+    assert f"{notes} cannot be read" in warnings_of_absl.text
 
 
 def test_a_checkpoint_with_more_arrays_is_of_another_model(tmp_path: Path) -> None:
