@@ -1,6 +1,11 @@
 """The input pipeline: the order of the rows, flips, shares of processes, and rows that are read from disk when asked for."""
 
+import ctypes
 import json
+import os
+import signal
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +22,7 @@ from diffad_jax import detector, runs, settings, workdir
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.pipeline import Batches, Pipeline, batch_rows, read_ahead
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.training import Params
 from diffad_jax.workdir import Statistics
 
@@ -134,6 +139,39 @@ def test_a_file_that_vanished_is_named(jpegs: Jpegs, tmp_path: Path, workers: in
     gone = tmp_path / "gone.jpg"
     with pytest.raises(InputError, match=f"^{gone}: no such file"):
         read(Batches(Jpegs([*jpegs.files[:5], gone]), 0, 6, 0, 50), Pipeline(workers=workers))
+
+
+class Signalled:
+    """Rows whose reader gets SIGTERM and SIGINT, and after `whole` readings SIGKILL. Their values: which signal its parent's end
+    sends to it.
+    """
+
+    shape, dtype = (8, 1), np.dtype(np.int32)
+
+    def __init__(self, whole: int) -> None:
+        self.left = whole
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        if not self.left:
+            time.sleep(2)  # What was read before is delivered.
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+        ending = ctypes.c_int()
+        ctypes.CDLL(None).prctl(2, ctypes.byref(ending))  # PR_GET_PDEATHSIG
+        return np.full((8, 1), ending.value, np.int32)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_process_that_reads_outlives_signals_but_not_its_parent_and_its_death_is_told() -> None:
+    with read_ahead(Batches(Signalled(2), 0, 8, 0, 50), Pipeline(workers=1, threads=1)) as stream:  # type: ignore[arg-type]
+        assert (next(stream) == signal.SIGKILL).all() and (next(stream) == signal.SIGKILL).all()
+        with pytest.raises(RunFailed, match="config.pipeline.workers: a process that reads the data has ended"):
+            next(stream)
 
 
 # --- rows on disk ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """The input pipeline: which rows each step reads, made ready ahead of it in threads or in other processes."""
 
+import ctypes
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from diffad_jax.data.dataset import Rows
+from diffad_jax.errors import RunFailed
 
 
 class Pipeline(NamedTuple):
@@ -74,6 +78,7 @@ class Batches:
         return crops
 
 
+PR_SET_PDEATHSIG = 1  # of Linux
 FLIPS, CROPS = 1, 2  # Tell the draws of one step apart.
 
 
@@ -99,13 +104,39 @@ def _permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
 
 @contextmanager
 def read_ahead(batches: Batches, pipeline: Pipeline) -> Iterator[Iterator[np.ndarray]]:
-    """The items of `batches` in order, each read before it is asked for; what reading raises is raised there."""
+    """The items of `batches` in order, each read before it is asked for; what reading raises is raised there.
+
+    Raises RunFailed where a process that reads has ended.
+    """
     options = grain.ReadOptions(num_threads=pipeline.threads, prefetch_buffer_size=pipeline.threads)
     dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
     if pipeline.workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain asks absl for its own flags, which a notebook or a test has not parsed.
-    iterator = iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=pipeline.workers)))
+    workers = grain.MultiprocessingOptions(num_workers=pipeline.workers)
+    iterator = iter(dataset.mp_prefetch(workers, worker_init_fn=_bind_to_parent))
     try:
-        yield iterator
+        yield _readers_alive(iterator)
     finally:
         iterator.close()
+
+
+def _bind_to_parent(worker: int, workers: int) -> None:
+    """A process that reads leaves signals to the loop, which may need data until it has saved, and ends when the loop does.
+
+    Both matter where a signal goes to a whole group of processes, as from a terminal or Slurm, and after SIGKILL.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _readers_alive(stream: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    try:
+        yield from stream
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):
+            raise
+        raise RunFailed(
+            "config.pipeline.workers: a process that reads the data has ended, as for want of memory; fewer workers take less"
+        ) from error
