@@ -184,8 +184,8 @@ class Checkpoints:
                 ) from error
             raise _Unreadable(_reason(error)) from error
         # Orbax notices files that are cut short, but no bit that has turned in an array.
-        (found, _), saved = _sum_of_bits(state), self._noted(step, "sum_of_bits")
-        if saved not in (None, found):
+        (bits, _), saved = _sum_of_bits(state), self._noted(step, "sum_of_bits")
+        if saved not in (None, bits):
             raise _Unreadable("its arrays are not what was saved")
         return state
 

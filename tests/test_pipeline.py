@@ -1,6 +1,5 @@
 """The input pipeline: the order of the rows, flips, shares of processes, and rows that are read from disk when asked for."""
 
-import ctypes
 import json
 import os
 import signal
@@ -8,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import jax
@@ -17,6 +17,7 @@ import pytest
 import tiny
 from jax import Array
 from PIL import Image
+from processes import CONTEXT
 
 from diffad_jax import detector, runs, settings, workdir
 from diffad_jax.data import transforms
@@ -142,11 +143,9 @@ def test_a_file_that_vanished_is_named(jpegs: Jpegs, tmp_path: Path, workers: in
 
 
 class Signalled:
-    """Rows whose reader gets SIGTERM and SIGINT, and after `whole` readings SIGKILL. Their values: which signal its parent's end
-    sends to it.
-    """
+    """Rows whose reader gets SIGTERM and SIGINT, and after `whole` readings SIGKILL. Their values: its process number."""
 
-    shape, dtype = (8, 1), np.dtype(np.int32)
+    shape, dtype = (8, 1), np.dtype(np.int64)
 
     def __init__(self, whole: int) -> None:
         self.left = whole
@@ -161,17 +160,36 @@ class Signalled:
             time.sleep(2)  # What was read before is delivered.
             os.kill(os.getpid(), signal.SIGKILL)
         self.left -= 1
-        ending = ctypes.c_int()
-        ctypes.CDLL(None).prctl(2, ctypes.byref(ending))  # PR_GET_PDEATHSIG
-        return np.full((8, 1), ending.value, np.int32)
+        return np.full((8, 1), os.getpid())
+
+
+READER = Pipeline(workers=1, threads=1)
+
+
+def test_a_process_that_reads_outlives_signals_and_its_death_is_told() -> None:
+    with read_ahead(Batches(Signalled(2), 0, 8, 0, 50), READER) as stream:  # type: ignore[arg-type]
+        next(stream), next(stream)
+        with pytest.raises(RunFailed, match="config.pipeline.workers: a process that reads the data has ended"):
+            next(stream)
+
+
+def read_until_killed(told: Connection) -> None:
+    with read_ahead(Batches(Signalled(100), 0, 8, 0, 50), READER) as stream:  # type: ignore[arg-type]
+        told.send(int(next(stream)[0, 0, 0]))
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-def test_a_process_that_reads_outlives_signals_but_not_its_parent_and_its_death_is_told() -> None:
-    with read_ahead(Batches(Signalled(2), 0, 8, 0, 50), Pipeline(workers=1, threads=1)) as stream:  # type: ignore[arg-type]
-        assert (next(stream) == signal.SIGKILL).all() and (next(stream) == signal.SIGKILL).all()
-        with pytest.raises(RunFailed, match="config.pipeline.workers: a process that reads the data has ended"):
-            next(stream)
+def test_a_process_that_reads_ends_with_the_one_that_trains() -> None:
+    heard, told = CONTEXT.Pipe()
+    trainer = CONTEXT.Process(target=read_until_killed, args=(told,))
+    trainer.start()
+    reader = heard.recv()
+    trainer.join()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{reader}").exists() and "State:\tZ" not in Path(f"/proc/{reader}/status").read_text():
+        assert time.monotonic() < deadline, "it still runs"
+        time.sleep(0.1)
 
 
 # --- rows on disk ----------------------------------------------------------------------------------------------------
