@@ -35,6 +35,8 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     JAX_NUM_PROCESSES and JAX_PROCESS_ID; under Slurm's srun and on a TPU slice JAX finds them itself. To be called before JAX
     is asked for its devices. Raises InputError where only some of the three are given, or they do not fit each other.
     """
+    # It would take SIGTERM for itself, so that none but the training loop, which has a handler of its own, could be ended.
+    jax.config.update("jax_enable_preemption_service", False)
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     num_processes = _number("JAX_NUM_PROCESSES") if num_processes is None else num_processes
     process_id = _number("JAX_PROCESS_ID") if process_id is None else process_id

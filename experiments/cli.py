@@ -8,6 +8,7 @@ import argparse
 import gc
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -71,6 +72,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         for name in _flag_names():
             if flags.FLAGS[name].value == "":
                 _fail(f"--{name}: found '', allowed is a value")
+        if os.getpid() == 1:  # of a container, from which the kernel keeps signals that it does not handle
+            signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
         gc.freeze()
         gc.enable()
         use_compilation_cache()

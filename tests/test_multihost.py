@@ -60,6 +60,20 @@ def free_port() -> int:
         pytest.skip(f"no sockets here: {error}")
 
 
+def joined_and_stopped(port: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    distributed.join(f"127.0.0.1:{port}", 1, 0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+
+
+def test_sigterm_ends_a_process_of_several_outside_the_training_loop() -> None:
+    process = CONTEXT.Process(target=joined_and_stopped, args=(free_port(),))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGTERM
+
+
 def start_two(module: str, output: Path, *arguments: str, second: tuple[str, ...] = ()) -> list[BaseProcess]:
     """second: arguments of the second process that come after, and so override, those of both."""
     port = free_port()
