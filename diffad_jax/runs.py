@@ -25,8 +25,8 @@ from diffad_jax.memory import check_enough, local_statistics
 from diffad_jax.noise import keys_for
 from diffad_jax.process import check_process
 from diffad_jax.ranges import check_ranges, check_sections
-from diffad_jax.settings import parallel_of, pipeline_of, scoring_of, training_of
-from diffad_jax.sharding import data_mesh, mean_over_devices, on, own_rows, split
+from diffad_jax.settings import fsdp_of, parallel_of, pipeline_of, scoring_of, training_of
+from diffad_jax.sharding import LARGE, data_mesh, mean_over_devices, on, own_rows, split
 from diffad_jax.training import Loss, Params, Training, TrainState, init_state, make_optimizer, make_train_step
 from diffad_jax.workdir import Statistics, as_json, flatten, save_config, save_data
 
@@ -93,6 +93,13 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
         system, init, step, settings = define(config, dataset.train.shape[1:])
         check(system, jax.eval_shape(init).params, dataset.train.shape[1:], scoring.combination)
         parallel = parallel_of(config, settings)
+        placed = jax.tree.leaves(parallel.shardings(jax.eval_shape(init)))
+        if (fsdp := fsdp_of(config)) > 1 and writes and all(where.is_fully_replicated for where in placed):
+            logging.warning(
+                "config.mesh.fsdp: %d splits nothing: no array of %d numbers or more has an axis that it divides",
+                fsdp,
+                LARGE,
+            )
         chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows, scoring.calibration_rows)
         learnt = Chosen(dataset.train, chosen, dataset.train.dtype) if len(held_out) else dataset.train
         transform = transforms.fitted(config.transform, learnt)

@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+import jax
+from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffad_jax.build import call
@@ -58,7 +61,7 @@ def training_of(config: ConfigDict) -> Training:
 def scoring_of(config: ConfigDict) -> Scoring:
     """config.scoring; raises InputError, naming the key, on what it may not hold."""
     scoring: Scoring = call("scoring", Scoring, config.scoring)
-    data_mesh(scoring.batch_size, key="config.scoring.batch_size")  # raises where the processes cannot share it
+    _mesh(scoring.batch_size, key="config.scoring.batch_size")  # raises where the processes cannot share it
     check_choice("config.scoring.combination", scoring.combination, (*COMBINATIONS, MEMORY))
     return scoring
 
@@ -81,14 +84,24 @@ def fsdp_of(config: ConfigDict) -> int:
     return size.fsdp
 
 
+def _mesh(batch_size: int, fsdp: int = 1, key: str = "config.training.batch_size") -> Mesh:
+    """`data_mesh`, with a warning where it leaves devices idle."""
+    mesh = data_mesh(batch_size, fsdp, key=key)
+    if mesh.size < (there := jax.device_count()):
+        logging.warning(
+            "%s: %d rows go to %d of %d devices, see that all divide them", key, batch_size, mesh.size, there
+        )
+    return mesh
+
+
 def parallel_of(config: ConfigDict, training: Training) -> Parallel:
     """How config.parallel, "jit" or "pmap", and config.mesh run the step; raises InputError where they cannot."""
     fsdp = fsdp_of(config)
     if config.get("parallel", "jit") == "jit":
-        return by_jit(data_mesh(training.batch_size, fsdp))
+        return by_jit(_mesh(training.batch_size, fsdp))
     if fsdp > 1:
         raise InputError(f"config.mesh.fsdp: found {fsdp}, allowed with config.parallel 'pmap' is 1")
-    mesh = data_mesh(training.batch_size)
+    mesh = _mesh(training.batch_size)
     if training.batch_size // mesh.size % training.accumulate:
         raise InputError(
             f"config.training.accumulate: found {training.accumulate}, allowed with config.parallel 'pmap' are divisors of "

@@ -81,7 +81,12 @@ def devices_of(topology: str) -> list[jax.Device]:
 
 
 def compile_step(config: ConfigDict, shape: tuple[int, ...], devices: list[jax.Device]) -> Step:
-    """Compiles the step of a config for these chips and data of a shape; raises Missing where it does not fit."""
+    """Compiles the step of a config for these chips and data of a shape.
+
+    Raises Missing where it does not fit, and InputError on config.parallel "pmap", which runs only on devices that are there.
+    """
+    if (parallel := config.get("parallel", "jit")) != "jit":
+        raise InputError(f"config.parallel: found {parallel!r}, allowed without the chips is 'jit'")
     system, init, step, training = runs.define(config, shape)
     mesh = sharding.data_mesh(training.batch_size, fsdp_of(config), devices)
     if mesh.size < len(devices):

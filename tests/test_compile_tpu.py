@@ -15,6 +15,7 @@ import tiny
 from processes import command, with_devices
 
 from diffad_jax import runs, settings, sharding
+from diffad_jax.errors import InputError
 from diffad_jax.training import Batch, make_dispatch
 from experiments import hlo
 
@@ -159,6 +160,20 @@ def test_a_step_sends_parameters_and_gradients_but_no_activations() -> None:
     sent = sum(kind.sent for kind in found.values())
     # Every gradient is summed, and every weight that is split is gathered before it is used, forward and backward.
     assert 1.5 * size < sent < 4.5 * size, (sent / size, found)
+
+
+def refusal_of_pmap() -> str:
+    from experiments import compile_tpu  # not above: a process has one flag --config
+
+    config = tiny.get_config()
+    config.parallel = "pmap"
+    with pytest.raises(InputError) as refused:
+        compile_tpu.compile_step(config, (8, 8, 1), jax.devices())
+    return str(refused.value)
+
+
+def test_a_step_by_pmap_is_not_compiled_without_the_chips() -> None:
+    assert with_devices(1, refusal_of_pmap) == "config.parallel: found 'pmap', allowed without the chips is 'jit'"
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

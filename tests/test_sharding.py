@@ -1,8 +1,11 @@
 """Where and in what portions arrays are computed changes no result: devices, jit and pmap, batches and padding."""
 
+import io
+import logging
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,9 +18,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from processes import with_devices
 
-from diffad_jax import sharding
+from diffad_jax import runs, sharding
 from diffad_jax.assembly import System, assemble
 from diffad_jax.data import transforms
+from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.digits import digits
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
@@ -184,6 +188,23 @@ def test_what_does_not_fit_is_refused(parallel: str, mesh: dict[str, int], accum
     with pytest.raises(InputError, match=re.escape(words)):
         check_ranges(config)
         parallel_of(config, Training(num_steps=1, batch_size=16, accumulate=accumulate))
+
+
+def warnings_on_six_devices(workdir: Path) -> str:
+    told = io.StringIO()
+    logging.getLogger("absl").addHandler(logging.StreamHandler(told))
+    config, rows = tiny.get_config("vectors"), np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    config.mesh = {"fsdp": 3}
+    config.training.update({"num_steps": 1, "batch_size": 12})
+    runs.train(config, Dataset("rows", rows, rows[:0], np.zeros(0, int)), workdir, progress=False)
+    return told.getvalue()
+
+
+def test_devices_that_idle_and_a_mesh_that_splits_nothing_are_told(tmp_path: Path) -> None:
+    told = with_devices(6, warnings_on_six_devices, tmp_path)
+    assert "config.scoring.batch_size: 64 rows go to 2 of 6 devices" in told
+    assert "config.training.batch_size" not in told
+    assert "config.mesh.fsdp: 3 splits nothing: no array of 65536 numbers" in told
 
 
 # --- scoring ---------------------------------------------------------------------------------------------------------
