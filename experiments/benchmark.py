@@ -40,7 +40,8 @@ from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.settings import parallel_of, scoring_of
 from diffad_jax.sharding import Parallel, make_state
 from diffad_jax.training import Batch, Training, TrainState, make_dispatch
-from experiments import cli, hlo
+from experiments import cli
+from experiments.flops import flops
 
 CONFIG = cli.config_flag("configs/digits.py")
 SHAPE = flags.DEFINE_list("shape", ["8", "8", "1"], "Shape of one datum: H,W,C for pictures or D for vectors.")
@@ -111,7 +112,7 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
     params = jax.tree.map(jnp.copy, state.params)  # of which the next step takes the memory
     model: Any = system.model
     x, t = jnp.zeros((batch_size, *system.shape)), jnp.ones(batch_size)
-    step_flops = 3 * hlo.flops(jax.make_jaxpr(model.apply)(params, x, t))
+    step_flops = 3 * flops(jax.make_jaxpr(model.apply)(params, x, t))
     size = rows, inner, outer = product_shape(model, system.shape, batch_size)
     left, right = (jax.random.normal(key, factor, model.dtype) for factor in (size[:2], size[1:]))
     matmul = compiler.jit(jnp.matmul)

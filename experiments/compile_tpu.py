@@ -27,6 +27,7 @@ from diffad_jax.errors import InputError, RunFailed, check_choice, first_line
 from diffad_jax.settings import fsdp_of
 from diffad_jax.training import Batch, make_dispatch
 from experiments import cli, hlo
+from experiments.flops import flops
 
 
 class Chip(NamedTuple):
@@ -58,7 +59,7 @@ class Missing(Exception):
 
 
 class Step(NamedTuple):
-    """A compiled step: the program of one chip, and FLOPs of the whole batch as `hlo.flops` counts them."""
+    """A compiled step: the program of one chip, and FLOPs of the whole batch as `flops.flops` counts them."""
 
     compiled: Any
     model_flops: float
@@ -103,7 +104,7 @@ def compile_step(config: ConfigDict, shape: tuple[int, ...], devices: list[jax.D
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), training.batch_size))
     loss = jax.make_jaxpr(system.loss)(state.params, rows, jax.ShapeDtypeStruct(rows.shape[:1], jnp.float32), keys)
     program = jax.make_jaxpr(step)(state, batch, key)
-    counted = (3 * hlo.flops(loss), hlo.flops(program), hlo.flops(program, loops=False))
+    counted = (3 * flops(loss), flops(program), flops(program, loops=False))
 
     batches = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), batch)
     split = NamedSharding(mesh, PartitionSpec(None, sharding.AXES))

@@ -12,7 +12,8 @@ from absl import logging
 from PIL import Image
 
 from diffad_jax.data import folders
-from diffad_jax.data.dataset import Dataset, class_setting, select_classes
+from diffad_jax.data.classes import class_setting, select_classes
+from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.folders import class_folders, labelled_folder, mvtec, picture_folder
 from diffad_jax.data.loading import load
 from diffad_jax.data.npz_pictures import npz_classes, npz_classes_each

@@ -12,7 +12,7 @@ import pytest
 from diffad_jax.errors import InputError
 from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.models.published import dit_params, unet_params
-from experiments import hlo
+from experiments.flops import flops
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
 UNET_TINY = UNet(32, (1, 2), num_blocks=1, attention_factors=(2,), head_channels=16, learned_variance=True)
@@ -188,7 +188,7 @@ def test_remat_of_all_but_products_repeats_none_with_weights() -> None:
     def products(remat: str) -> float:
         model, shape = DiT(patch_size=2, width=64, depth=3, num_heads=2, remat=remat), (1, 4, 4, 1)
         loss = jax.grad(lambda p, x, t: model.apply(p, x, t).sum())
-        return hlo.flops(jax.make_jaxpr(loss)({"params": shapes(model, *shape)}, jnp.ones(shape), jnp.ones(1)))
+        return flops(jax.make_jaxpr(loss)({"params": shapes(model, *shape)}, jnp.ones(shape), jnp.ones(1)))
 
     # What is repeated of attention is little for so few tokens.
     assert products("none") <= products("dots") < 1.03 * products("none") < 1.2 * products("none") < products("blocks")

@@ -1,8 +1,11 @@
 """The 8x8 handwritten digits that ship with scikit-learn: real pictures without a download."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from diffad_jax.data.dataset import Classes, Dataset, class_setting, one_class_split
+from diffad_jax.data.classes import Classes, class_setting
+from diffad_jax.data.dataset import Dataset, one_class_split
 
 
 def digits(anomalous_class: Classes | None = None, normal_class: Classes | None = None) -> Dataset:
@@ -19,3 +22,8 @@ def digits(anomalous_class: Classes | None = None, normal_class: Classes | None 
     named = np.isin(bunch.target, classes)
     name = f"digits_{side}_{''.join(map(str, classes))}"
     return one_class_split(bunch.images, named if side == "anomalous" else ~named, name)
+
+
+def digits_each(anomalous_classes: Sequence[int] = tuple(range(10))) -> tuple[Dataset, ...]:
+    """The digits problem with each of the classes in turn as the anomaly."""
+    return tuple(digits(anomalous_class=c) for c in anomalous_classes)

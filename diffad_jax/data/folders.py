@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffad_jax.data.dataset import Classes, Dataset, class_setting, one_class_name, select_classes
+from diffad_jax.data.classes import Classes, class_setting, one_class_name, select_classes
+from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.pictures import PICTURE_SUFFIXES, MaskFiles, PictureFiles, header, readable
 from diffad_jax.errors import InputError
 
@@ -165,7 +166,7 @@ def class_folders(
     test tests; or `<class>` alone: the first half of each normal class trains, all others test. Then, as in
     `dataset.one_class_split`, seed 0 keeps the order of the files and each seed from 1 on shuffles them first, which a class
     whose files are sorted by what they show needs, lest train and test differ.
-    normal_class or anomalous_class: exactly one, by name or by index; see `dataset.class_setting`. Classes are the folders'
+    normal_class or anomalous_class: exactly one, by name or by index; see `classes.class_setting`. Classes are the folders'
     names, sorted, or those in `classes_file` alone, one name a line, in its order.
     Pictures are uint8 [N, size, size, C], decoded when they are indexed; groups are the classes.
     fit, on_error: see `pictures.read_picture` and `pictures.readable`.

@@ -1,38 +1,17 @@
 """Data sets by name: what `config.data` can ask for. Every loader gives one or more one-class problems."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffad_jax.build import build
-from diffad_jax.data.adbench import adbench, adbench_names
+from diffad_jax.data.adbench import adbench, adbench_folder
 from diffad_jax.data.dataset import Dataset
-from diffad_jax.data.digits import digits
+from diffad_jax.data.digits import digits, digits_each
 from diffad_jax.data.folders import class_folders, mvtec
 from diffad_jax.data.npz_pictures import mnist_c, npz_classes, npz_classes_each, pictures
-from diffad_jax.data.row_files import is_row_file
 from diffad_jax.data.tfds_pictures import tfds_corrupted, tfds_pictures
 from diffad_jax.errors import InputError
 from diffad_jax.files import slug
-
-
-def digits_each(anomalous_classes: Sequence[int] = tuple(range(10))) -> tuple[Dataset, ...]:
-    """The digits problem with each of the classes in turn as the anomaly."""
-    return tuple(digits(anomalous_class=c) for c in anomalous_classes)
-
-
-def adbench_folder(
-    path: str | Path, rows: Sequence[str] = (), protocol: str = "clean", seed: int = 0
-) -> tuple[Dataset, ...]:
-    """The ADBench sets named in `rows`, or all in the folder, or the one that is the file `path`; see `adbench.adbench`."""
-    if Path(path).is_file() or (is_row_file(path) and not Path(path).exists()):
-        if rows:
-            raise InputError(f"config.data.rows: found {rows!r}, allowed with a file is none ({path})")
-        return (adbench(path, None, protocol, seed, normals_alone=True),)
-    if not (names := rows or adbench_names(path)):
-        raise InputError(f"{path}: holds no .npz, allowed is a folder of those, or one .npz, .npy or .csv by its name")
-    return tuple(adbench(path, name, protocol, seed, normals_alone=True) for name in names)
-
 
 LOADERS: dict[str, Callable[..., Dataset | tuple[Dataset, ...]]] = {
     "adbench": adbench,

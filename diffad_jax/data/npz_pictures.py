@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from diffad_jax.data import row_files
-from diffad_jax.data.dataset import Classes, Dataset, one_class_name, one_class_split, select_classes
+from diffad_jax.data.classes import Classes, one_class_name, select_classes
+from diffad_jax.data.dataset import Dataset, one_class_split
 from diffad_jax.data.npz import read_arrays
 from diffad_jax.errors import InputError, check_choice
 
@@ -50,7 +51,7 @@ def npz_classes(
 
     path: an `.npz` with x_train, x_test: uint8 [n, H, W] or [n, H, W, C], C = 1 or 3; y_train, y_test: int [n], 0 to K - 1;
     and, if it has them, the names of the classes: str [K]; else "0" to "K - 1". Pictures stay uint8; groups are the classes.
-    normal_class (ADBench's reading) or anomalous_class (the paper's text): see `dataset.class_setting`.
+    normal_class (ADBench's reading) or anomalous_class (the paper's text): see `classes.class_setting`.
     Raises InputError on any other content, and as `select_classes` does.
     """
     return _npz_problem(Path(path), _read_classes(Path(path)), normal_class, anomalous_class)

@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
-from diffad_jax.data.dataset import Classes, Dataset, one_class_name, select_classes
+from diffad_jax.data.classes import Classes, one_class_name, select_classes
+from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.pictures import Decoded, read_picture
 from diffad_jax.errors import InputError, one_line
 
@@ -31,7 +32,7 @@ def tfds_pictures(
 
     dataset: its name there, such as "cifar10" or "mnist_corrupted/fog".  data_dir: the folder it was prepared in, None for
     the default of TFDS.  normal_class (ADBench's reading) or anomalous_class (the paper's text): see
-    `dataset.class_setting`.  size: pictures become [size, size] as in `pictures.read_picture`; sets whose pictures vary in
+    `classes.class_setting`.  size: pictures become [size, size] as in `pictures.read_picture`; sets whose pictures vary in
     size need it.  train, test: splits in the syntax of TFDS, such as "train[:10%]"; where the split "test" is missing
     (imagenette) or has no labels (imagenet2012), "validation" takes its place.
 
