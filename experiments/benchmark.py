@@ -9,8 +9,10 @@ all of them. FLOPs of a training step are those of the products and convolutions
 is their rate over that of a product at the model's shapes, "mfu" over what the card's maker states for bfloat16.
 "score_of_train" is the rate of scoring's forward passes over that of training. In the suite of the CPU a PyTorch column
 appears where PyTorch is installed (`pip install .[benchmark]`); its loop is `experiments.torch_twins.trainer`. "loop" is
-`diffad_jax.loop.fit`, "data_wait" the part of its time in which it waits for data. "first step" is the time from the start of
-a process with a warm compilation cache to the end of its first training step. A profile opens in Perfetto or XProf.
+`diffad_jax.loop.fit` against the bare compiled step, dispatched without waiting; it reads pictures of 32 pixels and more from
+JPEG files, what is smaller and vectors from memory. "data_wait" is the part of its time in which it waits for data. "first
+step" is the time from the start of a process with a warm compilation cache to the end of its first training step. A profile
+opens in Perfetto or XProf.
 """
 
 import importlib.util
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +32,21 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
+from PIL import Image
 
 from configs import benchmark as networks
 from diffad_jax import compiler, runs
+from diffad_jax.data import transforms
+from diffad_jax.data.dataset import Rows
+from diffad_jax.data.pictures import PictureFiles
 from diffad_jax.errors import InputError, check_choice
 from diffad_jax.evaluation import make_levels
 from diffad_jax.files import save_json
-from diffad_jax.loop import TrainStep, fit
+from diffad_jax.loop import Fitted, fit
 from diffad_jax.models import MLP, DiT, UNet
-from diffad_jax.settings import parallel_of, scoring_of
-from diffad_jax.sharding import Parallel, make_state
-from diffad_jax.training import Batch, Training, TrainState, make_dispatch
+from diffad_jax.settings import parallel_of, pipeline_of, scoring_of
+from diffad_jax.sharding import make_state
+from diffad_jax.training import Batch, Training, make_dispatch
 from experiments import cli
 from experiments.flops import flops
 
@@ -55,6 +62,7 @@ FIRST_STEP = flags.DEFINE_string("first_step", None, "Ends after one step of thi
 
 # FLOP/s of dense bfloat16 products by JAX's name of the card. Source: NVIDIA's data sheets of A100, H100 SXM and H200 SXM.
 PEAKS = {"NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA H100 80GB HBM3": 989.5e12, "NVIDIA H200": 989.5e12}
+FILES_FROM = 32  # pixels
 LOOP_SECONDS = 10.0  # of training by the loop, two fifths of which are measured
 
 
@@ -167,25 +175,37 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
         figures["mfu"] = rate / (PEAKS[device.device_kind] * len(jax.devices()))
     if memory := device.memory_stats():
         figures["peak_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
-    figures |= loop_figures(step, init, data, training, parallel, train, seconds["train"])
+    with tempfile.TemporaryDirectory() as folder:
+        known = training_rows(Path(folder), shape, 2 * batch_size)
+        loop = partial(fit, step, init, known, seed=0, pipeline=pipeline_of(config, shape), parallel=parallel)
+        figures |= loop_figures(loop, training, train, seconds["train"])
     if torch:
         figures["torch_steps_per_second"] = count / seconds["torch"]
         figures["times_torch"] = seconds["torch"] / seconds["train"]
     return figures
 
 
+def training_rows(folder: Path, shape: tuple[int, ...], count: int) -> Rows:
+    """Random data as runs read them: pictures of FILES_FROM pixels and more from JPEG files, all else from memory."""
+    rng = np.random.default_rng(0)
+    if len(shape) != 3 or shape[0] != shape[1] or shape[0] < FILES_FROM or shape[2] not in (1, 3):
+        return rng.standard_normal((count, *shape), np.float32)
+    files = [folder / f"{number}.jpg" for number in range(count)]
+    for file in files:
+        # Every fourth pixel by chance: about as much to decode as a photo.
+        coarse = rng.integers(0, 256, (shape[0] // 4, shape[1] // 4, shape[2]), np.uint8)
+        Image.fromarray(coarse.squeeze()).resize(shape[:2], Image.Resampling.BICUBIC).save(file)
+    pictures = PictureFiles(files, shape[0], shape[2], "stretch")
+    return transforms.fit("range", pictures, low=0, high=255).view(pictures)
+
+
 def loop_figures(
-    step: TrainStep,
-    init: Callable[[], TrainState],
-    data: np.ndarray,
-    training: Training,
-    parallel: Parallel,
-    train: Callable[[], Any],
-    seconds: float,
+    loop: Callable[..., Fitted], training: Training, train: Callable[[], Any], seconds: float
 ) -> dict[str, float]:
     """The training loop, with its reading ahead and log lines, against the bare dispatch `train`, which takes `seconds`.
 
-    The bare dispatch is measured before and after the loop for as long as the loop, since a machine's speed drifts.
+    The bare dispatch is measured before and after the loop for as long as the loop, since a machine's speed drifts. Nothing
+    waits for its results but for the last.
     """
     count = training.steps_per_dispatch
     dispatches = math.ceil(LOOP_SECONDS / 5 / seconds)
@@ -194,22 +214,15 @@ def loop_figures(
         jax.block_until_ready(train())
         started = time.perf_counter()
         for _ in range(2 * dispatches):
-            jax.block_until_ready(train())
+            metrics = train()
+        jax.block_until_ready(metrics)
         return 2 * dispatches * count / (time.perf_counter() - started)
 
     before = bare()
     # Of five log lines the first holds the compilation, the second the imports for writing it, the last the checkpoint.
     num_steps = 5 * dispatches * count
     with tempfile.TemporaryDirectory() as workdir:
-        fit(
-            step,
-            init,
-            data,
-            workdir,
-            training._replace(num_steps=num_steps, log_every=num_steps // 5, checkpoint_every=num_steps),
-            seed=0,
-            parallel=parallel,
-        )
+        loop(workdir, training._replace(num_steps=num_steps, log_every=num_steps // 5, checkpoint_every=num_steps))
         lines = [json.loads(line) for line in (Path(workdir) / "log.jsonl").read_text().splitlines()][2:4]
     rate = float(np.mean([line["steps_per_second"] for line in lines]))
     return {

@@ -41,15 +41,28 @@ def test_training_sees_patches_and_scoring_whole_pictures(monkeypatch: pytest.Mo
         flags.FLAGS(["benchmark", "--rounds=1"])
     config = tiny.get_config()
     config.parallel, config.pipeline = "pmap", {"crop": 8}
-    seen, make_levels = set(), benchmark.make_levels
+    seen, make_levels, fit = set(), benchmark.make_levels, benchmark.fit
 
     def watched(*given: Any) -> Any:
         score = make_levels(*given)
         return lambda x: (seen.add(x.shape), score(x))[1]
 
+    def watched_fit(step: Any, init: Any, rows: Any, *given: Any, **more: Any) -> Any:
+        seen.add((type(rows[:1]), rows.shape, more["pipeline"].crop))
+        return fit(step, init, rows, *given, **more)
+
     monkeypatch.setattr(benchmark, "make_levels", watched)
+    monkeypatch.setattr(benchmark, "fit", watched_fit)
     figures = benchmark.measure(config, (16, 16, 1))
-    assert figures["matmul_shape"].startswith(f"{16 * 8 * 8 // 4} x ") and seen == {(64, 16, 16, 1)}
+    assert figures["matmul_shape"].startswith(f"{16 * 8 * 8 // 4} x ")
+    assert seen == {(64, 16, 16, 1), (np.ndarray, (32, 16, 16, 1), 8)}
+
+
+def test_the_loop_reads_pictures_from_files_as_runs_do(tmp_path: Path) -> None:
+    rows = benchmark.training_rows(tmp_path, (32, 32, 3), 6)
+    assert not isinstance(rows, np.ndarray) and len(list(tmp_path.glob("*.jpg"))) == 6
+    assert rows[np.array([4, 1])].shape == (2, 32, 32, 3) and 0.3 < np.std(rows[:]) < 0.7
+    assert isinstance(benchmark.training_rows(tmp_path, (512,), 6), np.ndarray)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="here the suite runs")
