@@ -71,14 +71,14 @@ def assemble(config: ConfigDict, shape: tuple[int, ...]) -> System:
 
     Raises InputError naming the key on unknown names and arguments.
     """
-    chain = build("process", PROCESSES, config.process)
+    forward = build("process", PROCESSES, config.process)
     learned_variance = config.denoiser.get("learned_variance", False)
     model: nn.Module = build("model", MODELS, config.model, learned_variance=learned_variance)
     if learned_variance and not getattr(model, "learned_variance", False):
         raise InputError(f"config.denoiser.learned_variance: found True, but {config.model.name} has no such output")
-    sampler = build("sampler", SAMPLERS, config.sampler, process=chain)
+    sampler = build("sampler", SAMPLERS, config.sampler, process=forward)
     decoder = build("decoder", DECODERS, config.decoder)
-    score = build("score", SCORES, config.score, process=chain, sampler=sampler, decoder=decoder)
+    score = build("score", SCORES, config.score, process=forward, sampler=sampler, decoder=decoder)
     crop = config.get("pipeline", {}).get("crop", 0)
     if crop and shape[:2] != (crop, crop):
         score, shape = patchwise(score, crop, (shape[0], shape[1])), (crop, crop, *shape[2:])
@@ -88,10 +88,10 @@ def assemble(config: ConfigDict, shape: tuple[int, ...]) -> System:
             return cast(Array, model.apply(params, x, t, **apply))
 
         section = {**config.denoiser} | ({} if clip else {"clip": None})
-        return call("denoiser", make_denoise, section, process=chain, network=network)
+        return call("denoiser", make_denoise, section, process=forward, network=network)
 
     sigma_data = config.denoiser.get("sigma_data", 1.0)
-    objective = build("loss", OBJECTIVES, config.loss, process=chain, decoder=decoder, sigma_data=sigma_data)
+    objective = build("loss", OBJECTIVES, config.loss, process=forward, decoder=decoder, sigma_data=sigma_data)
 
     def loss(params: Params, x_0: Array, u: Array, keys: Array, train: bool = True) -> Array:
         split = jax.vmap(jax.random.split)(keys)
@@ -107,4 +107,4 @@ def assemble(config: ConfigDict, shape: tuple[int, ...]) -> System:
             )
         return variables
 
-    return System(chain, model, init, loss, partial(loss, train=False), denoiser, sampler, score, shape)
+    return System(forward, model, init, loss, partial(loss, train=False), denoiser, sampler, score, shape)

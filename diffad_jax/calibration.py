@@ -18,7 +18,7 @@ from diffad_jax.process import expand
 TINY = 1e-12
 FOLDS = 10  # parts of the normals, each of which is judged by what was fitted on the others
 MIN_HELD_OUT = 4  # normals; of fewer none is held out
-FILL = 512
+FILL = 512  # normals: more are filled up to a multiple, so that runs share compiled programs
 
 
 def per_datum(maps: Array) -> Array:
@@ -44,8 +44,8 @@ class Calibration(NamedTuple):
     bank: Array
     units: Array
 
-    def usual(self) -> float:
-        """What a map of standardised levels gains where the error grows by the mean error of the normals."""
+    def heat_of_usual_error(self) -> float:
+        """How much brighter a heat map is, the mean of standardised levels, where errors grow by the normals' mean error."""
         return float((self.mean / self.scale).mean())
 
 

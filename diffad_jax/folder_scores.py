@@ -85,7 +85,7 @@ def colours(statistics: Statistics, maps: np.ndarray) -> np.ndarray:
     the most that it has: a normal stays dark, and of a large error one sees where it is. BRIGHTEST times the mean lies
     BRIGHTEST - 1 means above it. With a memory it is distances in place of errors.
     """
-    usual = (BRIGHTEST - 1) * statistics.judge.usual() or 1.0
+    usual = (BRIGHTEST - 1) * statistics.judge.heat_of_usual_error() or 1.0
     top = np.maximum(maps.max(axis=(1, 2), keepdims=True), usual)
     return np.asarray(colormaps["magma"](np.clip(maps / top, 0, 1), bytes=True))[..., :3]
 

@@ -96,12 +96,12 @@ def fit(
                 train,
                 seed,
                 batch_size,
-                first,
-                num_steps,
-                settings.steps_per_dispatch,
-                pipeline.flip,
-                pipeline.crop,
-                own_rows(batch_size),
+                start=first,
+                num_steps=num_steps,
+                steps_per_dispatch=settings.steps_per_dispatch,
+                flip=pipeline.flip,
+                crop=pipeline.crop,
+                own=own_rows(batch_size),
             )
             with (
                 tqdm(
@@ -114,12 +114,12 @@ def fit(
                 ) as bar,
                 read_ahead(batches, pipeline) as stream,
             ):
-                reader = _Metrics(bar, log, checkpoints, first)
+                metrics_reader = _Metrics(bar, log, checkpoints, first)
 
                 def save(with_loss: bool = True) -> None:
-                    reader.read()
+                    metrics_reader.read()
                     losses = {"validation_loss": float(validate(state.ema))} if validate and with_loss else {}
-                    reader.check(step, losses)
+                    metrics_reader.check(step, losses)
                     if losses and log:
                         log.write(step, losses)
                     checkpoints.save(
@@ -129,24 +129,24 @@ def fit(
                 while step < num_steps:
                     asked = time.perf_counter()
                     x_0 = next(stream)
-                    reader.waited += time.perf_counter() - asked
+                    metrics_reader.waited += time.perf_counter() - asked
                     count = len(x_0)
                     if count not in dispatches:
                         dispatches[count] = make_dispatch(train_step, count, parallel.compile)
                     batch = parallel.put_batches(Batch(x_0, np.tile(place, (count, 1))))  # type: ignore[arg-type]
                     state, metrics = dispatches[count](state, batch, key)
                     # The metrics of the dispatch before are read while this one runs, so that the device never waits for us.
-                    reader.read()
+                    metrics_reader.read()
                     step += count
                     logged = _crosses(step, count, settings.log_every) or step == num_steps
-                    reader.pending = _Pending(step, metrics, signals.anywhere(), logged)
+                    metrics_reader.pending = _Pending(step, metrics, signals.anywhere(), logged)
                     bar.update(count)
                     if step == num_steps or _crosses(step, count, settings.checkpoint_every):
                         save()
-                    if reader.stop:
+                    if metrics_reader.stop:
                         # Without a loss: which checkpoint is best must not depend on where a run was stopped.
                         save(with_loss=False)
-                        raise Stopped(reader.stop, step)
+                        raise Stopped(metrics_reader.stop, step)
             if settings.keep == "best":
                 state = checkpoints.restore(state, best=True) or state
         # One that came after the last dispatch, when all that the loop was to save is on the disk.

@@ -41,8 +41,8 @@ class Memory(NamedTuple):
     bank: Array
     unit: Array
 
-    def usual(self) -> float:
-        """What `read` adds to a map where a distance grows by the mean one of the normals."""
+    def heat_of_usual_error(self) -> float:
+        """How much brighter a heat map is, see `read`, where a distance grows by the normals' mean one."""
         return 1.0
 
 

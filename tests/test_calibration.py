@@ -122,7 +122,7 @@ def test_the_usual_error_is_the_mean_over_levels() -> None:
     calibration = calibrate(levels)
     assert_allclose(calibration.mean / calibration.scale, [2, 2])
     calibration = calibration._replace(mean=calibration.mean * np.array([1.0, 3.0]))
-    assert calibration.usual() == pytest.approx(4)
+    assert calibration.heat_of_usual_error() == pytest.approx(4)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
