@@ -132,9 +132,10 @@ def fit(
                     metrics_reader.waited += time.perf_counter() - asked
                     count = len(x_0)
                     if count not in dispatches:
-                        dispatches[count] = make_dispatch(train_step, count, parallel.compile)
-                    batch = parallel.put_batches(Batch(x_0, np.tile(place, (count, 1))))  # type: ignore[arg-type]
-                    state, metrics = dispatches[count](state, batch, key)
+                        dispatch = make_dispatch(train_step, count, parallel.compile)
+                        dispatches[count] = dispatch, parallel.put_batches(np.tile(place, (count, 1)))
+                    dispatch, places = dispatches[count]
+                    state, metrics = dispatch(state, Batch(parallel.put_batches(x_0), places), key)
                     # The metrics of the dispatch before are read while this one runs, so that the device never waits for us.
                     metrics_reader.read()
                     step += count
