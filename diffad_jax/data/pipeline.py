@@ -22,7 +22,8 @@ class Pipeline(NamedTuple):
     """config.pipeline: who reads, random flips and crops.
 
     workers: processes that read, 0 for threads of this one alone, which suffices where reading releases the interpreter.
-    threads: how many dispatches each of them has in the making at once, by as many threads or as there are cores. flip: mirror half of the pictures left to right.
+    threads: how many dispatches each of them has in the making at once, by as many threads or as there are cores.
+    flip: mirror half of the pictures left to right.
     crop: train on random squares of so many pixels a side, 0 for whole pictures; larger pictures are then scored patch by
     patch.
     """
