@@ -27,8 +27,8 @@ def fit_score(name: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> 
         standardise = transforms.fit("standardise", train)
         train, test = standardise.apply(train), standardise.apply(test)
     else:
-        transforms.check(train, train.shape[1:])
-        transforms.check(test, train.shape[1:])
+        transforms.check_rows(train, train.shape[1:])
+        transforms.check_rows(test, train.shape[1:])
     rows, test_rows = (x.reshape(len(x), -1) for x in (train, test))
     return np.asarray(BASELINES[name](rows, test_rows, seed), np.float64)
 

@@ -188,17 +188,21 @@ class Combination(NamedTuple):
     """join: (calibration, levels [L, B], distances [B] from the nearest normals) -> scores [B].
 
     logarithmic: whether it takes logarithms of the levels, none of which may then be negative. near: whether it asks for the
-    distances, for which a run keeps its normals. network: whether it asks for the levels.
+    distances, for which a run keeps its normals. network: whether it asks for the levels, and
+    errors_alone: whether for these alone, as their mean.
     """
 
     join: Callable[[Calibration, Array, Array], Array]
     logarithmic: bool = False
     near: bool = False
     network: bool = True
+    errors_alone: bool = False
 
 
 COMBINATIONS = {
-    "standardised_mean": Combination(lambda calibration, levels, distances: standardised_mean(calibration, levels)),
+    "standardised_mean": Combination(
+        lambda calibration, levels, distances: standardised_mean(calibration, levels), errors_alone=True
+    ),
     "typicality": Combination(lambda calibration, levels, distances: typicality(calibration, levels), logarithmic=True),
     "fisher": Combination(fisher, logarithmic=True, near=True),
     "nearest": Combination(lambda calibration, levels, distances: distances, near=True, network=False),

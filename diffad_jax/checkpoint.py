@@ -1,12 +1,12 @@
 """Saving and restoring a training state. The only file that knows Orbax."""
 
+import dataclasses
 import json
 import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from logging import LogRecord
 from pathlib import Path
 from types import TracebackType
@@ -22,10 +22,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from diffad_jax import distributed
 from diffad_jax.errors import InputError, RunFailed, first_line, out_of_memory
 
-NOTES = {
-    *("item_handlers", "metrics", "performance_metrics", "init_timestamp_nsecs", "commit_timestamp_nsecs"),
-    "custom_metadata",
-}
+NOTES = {field.name for field in dataclasses.fields(ocp.metadata.StepMetadata)}
 
 
 class _Unreadable(Exception):
@@ -46,6 +43,7 @@ class Checkpoints:
         # What matters of what Orbax logs, several times and with tracebacks, it also raises.
         logging.get_absl_logger().addFilter(_not_of_orbax)
         self._drop_damaged_losses()
+        self._drop_damaged_notes()
         options = ocp.CheckpointManagerOptions(
             create=True,
             best_fn=_negative_loss,
@@ -53,14 +51,9 @@ class Checkpoints:
                 [LatestN(2), BestN(get_metric_fn=_negative_loss, n=1, keep_checkpoints_without_metrics=False)]
             ),
         )
-        manager = partial(
-            ocp.CheckpointManager, self.directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
         )
-        try:
-            self._manager = manager()
-        except ValueError:
-            self._drop_damaged_notes()
-            self._manager = manager()
         self._damaged: list[int] = []
 
     def __enter__(self) -> "Checkpoints":
@@ -91,7 +84,7 @@ class Checkpoints:
             return
         sum_of_bits, finite = _sum_of_bits(state)
         if not finite:
-            raise RunFailed(f"step {step}: parameters are not finite; last good checkpoint: {self.latest() or 'none'}")
+            raise RunFailed(f"step {step}: the state is not finite; last good checkpoint: {self.latest() or 'none'}")
         with self._failures_in_one_line():
             self._manager.save(
                 step,
@@ -185,7 +178,7 @@ class Checkpoints:
             raise _Unreadable(_reason(error)) from error
         # Orbax notices files that are cut short, but no bit that has turned in an array.
         (bits, _), saved = _sum_of_bits(state), self._noted(step, "sum_of_bits")
-        if saved not in (None, bits):
+        if any(distributed.exchange("" if saved in (None, bits) else "another")):
             raise _Unreadable("its arrays are not what was saved")
         return state
 
@@ -216,8 +209,8 @@ class Checkpoints:
         for file in self.directory.glob("*/_CHECKPOINT_METADATA"):
             try:
                 unknown = set(json.loads(file.read_text())) - NOTES
-            except (ValueError, TypeError):
-                continue  # It survives these.
+            except (FileNotFoundError, ValueError, TypeError):
+                continue  # Another process of the run has done it, or it is what Orbax survives.
             if unknown:
                 logging.warning("%s cannot be read (%s); the checkpoint counts as one without notes", file, unknown)
                 file.unlink(missing_ok=True)
@@ -241,7 +234,7 @@ def any_in(directory: Path) -> bool:
 
 
 def _sum_of_bits(state: Any) -> tuple[int, bool]:
-    """The arrays of a state as 32-bit words, summed mod 2^32, and whether all are finite; the same in every process.
+    """The words of a state's arrays, of 32 bits or of 8, summed mod 2^32, and whether all are finite; alike in every process.
 
     What several devices hold alike counts once.
     """

@@ -121,8 +121,8 @@ class Trained:
     def sample(self, count: int, num_steps: int = 50, seed: int = 0) -> np.ndarray:
         """Draws `count` new normals [count, ...] from the model, with config.sampler over num_steps even steps.
 
-        They are raw, as `score` takes data, but for pictures of the transform "contrast", which are in model range
-        (`Transform.invert`), and patches where the model has learnt those (config.pipeline.crop).
+        Raw, as `score` takes data; in model range where `Transform.invert` cannot bring them back ("contrast", and patches of
+        pictures whose pixels have statistics of their own). As large as the patches where the model has learnt these.
         Raises InputError on counts below 1.
         """
         for name, value in (("count", count), ("num_steps", num_steps)):

@@ -71,7 +71,7 @@ def fit(
     Every log line tells, since the line before it, the steps per second and the part of the time in which the loop waited
     for data. SIGTERM or SIGINT saves the state after the next dispatch and raises Stopped; a second one acts at once.
     Raises Diverged, with the last good checkpoint, when a loss or the gradient norm is not finite, and RunFailed when a
-    checkpoint or log line cannot be written.
+    state that is to be saved is not, a checkpoint or log line cannot be written, or a process that reads has ended.
     """
     pipeline = pipeline or Pipeline()
     num_steps, batch_size = settings.num_steps, settings.batch_size
@@ -128,7 +128,14 @@ def fit(
 
                 while step < num_steps:
                     asked = time.perf_counter()
-                    x_0 = next(stream)
+                    try:
+                        x_0 = next(stream)
+                    except RunFailed:
+                        # Of a reader that was just starting, and did not ignore a signal to the whole group yet.
+                        if not signals.received or jax.process_count() > 1:
+                            raise
+                        save(with_loss=False)
+                        raise Stopped(signals.received, step) from None
                     metrics_reader.waited += time.perf_counter() - asked
                     count = len(x_0)
                     if count not in dispatches:

@@ -18,24 +18,22 @@ PICTURES_PER_KIND = 3
 
 
 class Measured(NamedTuple):
-    """Scores and errors [M] of a test set, see `evaluation.Reading`, and measures of its heat maps where there are masks."""
+    """Scores [M] of a test set, errors [M] where the score is another than these (see `evaluation.Reading`), and measures of
+    its heat maps where there are masks.
+    """
 
     dataset: Dataset
     scores: np.ndarray
-    errors: np.ndarray
+    errors: np.ndarray | None
     pixel: dict[str, float] | None = None
-
-    @property
-    def asks_more(self) -> bool:
-        """Whether the score is another than the mean error."""
-        return not np.array_equal(self.scores, self.errors)
 
     @property
     def figures(self) -> dict[str, float]:
         """`metrics` of the scores, the mean error's AUROC where the score is another, and the measures of heat maps."""
-        alone = {"auroc_of_mean_error": metrics(self.dataset.labels, self.errors)["auroc"]} if self.asks_more else {}
-        found = {**metrics(self.dataset.labels, self.scores), **alone, **(self.pixel or {})}
-        return {**found, "n_test": len(self.dataset.test)}
+        found = metrics(self.dataset.labels, self.scores)
+        if self.errors is not None:
+            found["auroc_of_mean_error"] = metrics(self.dataset.labels, self.errors)["auroc"]
+        return {**found, **(self.pixel or {}), "n_test": len(self.dataset.test)}
 
 
 def measure(trained: Trained, datasets: Sequence[Dataset]) -> tuple[list[Measured], float]:
@@ -46,6 +44,9 @@ def measure(trained: Trained, datasets: Sequence[Dataset]) -> tuple[list[Measure
     else:
         each = trained.score_each([dataset.test for dataset in datasets])
         found = [Measured(dataset, *pairs.T) for dataset, pairs in zip(datasets, each, strict=True)]
+    judged = COMBINATIONS.get(trained.scoring.combination)
+    if judged is None or judged.errors_alone:  # None: by the memory, whose scores are the errors
+        found = [one._replace(errors=None) for one in found]
     return found, time.perf_counter() - started
 
 
@@ -78,7 +79,7 @@ def result(trained: Trained, measured: Measured, beside: Mapping[str, np.ndarray
     dataset, network, kept = measured.dataset, trained.config.model.name, trained.statistics
     judged = COMBINATIONS.get(trained.scoring.combination)
     by_method = {"nearest normals" if judged and not judged.network else f"diffusion ({network})": measured.scores}
-    if measured.asks_more:
+    if measured.errors is not None:
         by_method[f"mean error ({network})"] = measured.errors
     facts = {
         "training normals": int(kept.facts["n_train"]),

@@ -68,8 +68,8 @@ def make_denoise(
             raise InputError(f"network: gives {output.shape} for x_t of {x_t.shape}, needed is {needed}")
         fraction = None
         if learned_variance:
-            output, place = jnp.split(output, 2, axis=-1)
-            fraction = (place + 1) / 2
+            output, between = jnp.split(output, 2, axis=-1)
+            fraction = (between + 1) / 2
         if predicts == "eps":
             x_0, eps = (x_t - sigma * output) / alpha, output
         elif predicts == "x_0":

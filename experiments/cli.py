@@ -1,7 +1,7 @@
 """How every command starts: flags in, one clear line and an exit code out.
 
 Exit codes: 0 success, 1 the run failed (it diverged, the disk is full, another process died), 2 bad input, 143 and 130
-stopped by SIGTERM or SIGINT with its state saved: the same command goes on.
+stopped by SIGTERM or SIGINT, while training with its state saved: the same command goes on.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import jax
@@ -73,7 +74,7 @@ def run(main: Callable[[list[str]], None]) -> None:
             if flags.FLAGS[name].value == "":
                 _fail(f"--{name}: found '', allowed is a value")
         if os.getpid() == 1:  # of a container, from which the kernel keeps signals that it does not handle
-            signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
+            signal.signal(signal.SIGTERM, _end_at_once)
         gc.freeze()
         gc.enable()
         use_compilation_cache()
@@ -205,6 +206,11 @@ def _tell_unless_late(unraisable: Any) -> None:
     """Hides one thing: the pending writes of a checkpoint that failed outlive the event loop that waited for them."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    sys.stdout.flush()
+    os._exit(128 + number)
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -296,6 +297,20 @@ def baselines_beside() -> list[list[str]]:
 def test_baselines_hold_no_large_data_in_memory_unless_asked_to() -> None:
     left_out, by_default, *asked = with_devices(1, baselines_beside)
     assert left_out == [] and {"iforest", "knn"} < set(by_default) and asked == [["knn"], ["knn"]]
+
+
+def first_of_a_container() -> object:
+    from experiments import cli
+
+    sys.argv = ["score"]
+    found = []
+    with mock.patch("os.getpid", return_value=1), pytest.raises(SystemExit):
+        cli.run(lambda _: found.append(signal.getsignal(signal.SIGTERM)))
+    return found[0] is cli._end_at_once
+
+
+def test_the_first_process_of_a_container_handles_sigterm() -> None:
+    assert with_devices(1, first_of_a_container)
 
 
 def ended_by_lack_of_memory() -> tuple[object, str]:

@@ -43,6 +43,14 @@ def test_scores_are_those_of_the_table_with_their_sign_turned() -> None:
     np.testing.assert_array_equal(detector.score_samples(test), -detect("ours", train, test).scores)
 
 
+def test_folds_and_networks_are_drawn_by_random_state() -> None:
+    first, again, other = (DiffusionDetector("dte_c", random_state=seed).fit(normals(30)) for seed in (0, 0, 1))
+    rows = normals(9, 1)
+    np.testing.assert_array_equal(first.scores_, again.scores_)
+    assert not np.allclose(first.scores_, other.scores_)
+    assert not np.allclose(first.score_samples(rows), other.score_samples(rows))
+
+
 @pytest.mark.parametrize("false_alarms", [0.05, 0.2])
 def test_new_normals_are_called_anomalous_as_often_as_asked(false_alarms: float) -> None:
     flagged, hits = shares_flagged("ours", false_alarms)

@@ -528,7 +528,7 @@ def test_a_bit_that_has_turned_in_an_array_is_noticed(
 def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"a": jnp.zeros(2)})
-        with pytest.raises(RunFailed, match="step 2: parameters are not finite; last good checkpoint: 1"):
+        with pytest.raises(RunFailed, match="step 2: the state is not finite; last good checkpoint: 1"):
             checkpoints.save(2, {"a": jnp.array([0, jnp.nan])})
         assert checkpoints.latest() == 1
 

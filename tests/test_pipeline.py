@@ -179,15 +179,24 @@ def read_until_killed(told: Connection) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def runs_still(process: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 def test_a_process_that_reads_ends_with_the_one_that_trains() -> None:
     heard, told = CONTEXT.Pipe()
     trainer = CONTEXT.Process(target=read_until_killed, args=(told,))
     trainer.start()
+    told.close()
+    assert heard.poll(60)
     reader = heard.recv()
     trainer.join()
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{reader}").exists() and "State:\tZ" not in Path(f"/proc/{reader}/status").read_text():
+    while runs_still(reader):
         assert time.monotonic() < deadline, "it still runs"
         time.sleep(0.1)
 

@@ -243,3 +243,11 @@ def test_a_run_of_csv_files_scores_the_columns_that_it_has_learnt(tmp_path: Path
     normals.write_text(normals.read_text().replace("width", "breadth"))
     renamed = run("train", *config, *small)
     assert renamed.code == 2 and "was trained on the columns length, width, a, b; found length, breadth" in renamed.err
+
+
+def test_sets_whose_results_would_have_one_file_name_are_refused(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 3))
+    for name in ("a b", "a-b", "c"):
+        np.savez(tmp_path / f"{name}.npz", X=rows, y=np.arange(40) % 2)
+    with pytest.raises(InputError, match="config.data: sets have one file name, a b, a-b;"):
+        load({"name": "adbench_folder", "path": str(tmp_path)})

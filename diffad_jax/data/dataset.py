@@ -1,4 +1,4 @@
-"""The one data type all loaders return, and how labelled rows and classes become a training set of normals and a test set."""
+"""The one data type all loaders return, and how labelled rows become a training set of normals and a test set."""
 
 import hashlib
 from dataclasses import dataclass

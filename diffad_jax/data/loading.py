@@ -32,7 +32,7 @@ LOADERS: dict[str, Callable[..., Dataset | tuple[Dataset, ...]]] = {
 def load(spec: Mapping[str, Any]) -> tuple[Dataset, ...]:
     """The data sets that `config.data` describes. Sets that share a training set share the array `train` itself.
 
-    Raises InputError where there are none, or two of one name, which names their files (see `files.slug`) and results.
+    Raises InputError where there are none, or two of one file name (`files.slug`), by which their results are told apart.
     """
     if spec.get("path") == "":
         raise InputError("config.data.path: found '', allowed is a file or folder")
@@ -44,6 +44,6 @@ def load(spec: Mapping[str, Any]) -> tuple[Dataset, ...]:
     slugs = list(map(slug, names))
     if twice := sorted({name for name, of_file in zip(names, slugs) if slugs.count(of_file) > 1}):
         raise InputError(
-            f"config.data: more than one set is named {', '.join(twice)}; choose between them by path or rows"
+            f"config.data: sets have one file name, {', '.join(twice)}; choose between them by path or rows"
         )
     return sets

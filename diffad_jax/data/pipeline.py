@@ -1,6 +1,7 @@
 """The input pipeline: which rows each step reads, made ready ahead of it in threads or in other processes."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -22,7 +23,7 @@ class Pipeline(NamedTuple):
     """config.pipeline: who reads, random flips and crops.
 
     workers: processes that read, 0 for threads of this one alone, which suffices where reading releases the interpreter.
-    threads: how many dispatches each of them has in the making at once, by as many threads or as there are cores.
+    threads: dispatches that each of them has in the making at once, in as many threads, but no more than there are cores.
     flip: mirror half of the pictures left to right.
     crop: train on random squares of so many pixels a side, 0 for whole pictures; larger pictures are then scored patch by
     patch.
@@ -111,7 +112,8 @@ def read_ahead(batches: Batches, pipeline: Pipeline) -> Iterator[Iterator[np.nda
     Raises RunFailed where a process that reads has ended.
     """
     # More threads than cores take time from the step: 3 % of one of 20 ms on two cores.
-    threads = min(pipeline.threads, os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(pipeline.threads, cores)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=pipeline.threads)
     dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
     if pipeline.workers and not flags.FLAGS.is_parsed():
@@ -133,6 +135,9 @@ def _bind_to_parent(worker: int, workers: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        if parent and os.getppid() != parent.pid:  # It ended before it could be asked to take this one along.
+            os._exit(1)
 
 
 def _readers_alive(stream: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -142,5 +147,6 @@ def _readers_alive(stream: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         if "Worker process was terminated" not in str(error):
             raise
         raise RunFailed(
-            "config.pipeline.workers: a process that reads the data has ended, as for want of memory; fewer workers take less"
+            "config.pipeline.workers: a process that reads the data has ended, by a signal or for want of memory, of which "
+            "fewer workers take less"
         ) from error

@@ -49,7 +49,7 @@ class Transform(NamedTuple):
 
         Of another scale are pictures from 0 to 1 where the run has learnt them from 0 to 255, or on a larger one.
         """
-        check(x, self.shape)
+        check_rows(x, self.shape)
         if self.name == "range":
             half = float(1 / self.arrays["scale"])
             from_0 = float(self.arrays["center"]) == half
@@ -57,10 +57,10 @@ class Transform(NamedTuple):
             # A tenth of the deviation that pictures had, which between 0 and 1 would have no room; 1 where they had none.
             half, floor = 127.5, float(self.arrays.get("floor", 0))
             from_0 = floor > 0.1 and floor != 1
-        if not from_0 or x.dtype.kind != "f" or not len(x):
+        if not from_0 or half <= 4 or x.dtype.kind != "f" or not len(x):
             return
         smallest, largest = _span(x)
-        if half <= 4 or smallest < 0 or not 0 < largest <= 1:
+        if smallest < 0 or not 0 < largest <= 1:
             return
         # Whole numbers may be pictures that are all but black.
         if any((x[start:stop] % 1 != 0).any() for start, stop in chunks(x)):
@@ -87,7 +87,10 @@ class Transform(NamedTuple):
         return (rows + self.arrays["center"]).reshape(y.shape).astype(np.float32)
 
     def view(self, x: Rows) -> Rows:
-        """`apply` of raw x [n, ...]: at once where x is an array, row by row as they are read where x lies on disk."""
+        """`apply` of raw x [n, ...]: at once where x is an array, row by row as they are read where x lies on disk.
+
+        Raises InputError as `check` does.
+        """
         self.check(x)  # Whole, as its rows may be read one by one, of which each for itself tells no scale.
         in_memory = isinstance(x, np.ndarray) and not isinstance(x, np.memmap)
         return self._of_checked(x) if in_memory else _View(x, self._of_checked)
@@ -158,11 +161,11 @@ def fit(name: str, train: Rows, **options: Any) -> Transform:
 
 
 def fitted(section: Mapping[str, Any], train: Rows) -> Transform:
-    """`fit` by a config's section: the transform's name and its options."""
+    """`fit` by a config's section: the transform's name and its options. Raises InputError as `fit` does."""
     name = str(section.get("name"))
     if len(train.shape) < 2 or len(train) < 2:
         raise InputError(f"transform {name!r}: train has shape {train.shape}, allowed is [N, ...] with N >= 2")
-    check(train, train.shape[1:])
+    check_rows(train, train.shape[1:])
     return Transform(name, train.shape[1:], build("transform", FITS, section, train=train))
 
 
@@ -264,7 +267,7 @@ def _moments(x: Rows) -> tuple[np.ndarray, np.ndarray]:
     return mean, variance
 
 
-def check(x: Rows, shape: tuple[int, ...]) -> None:
+def check_rows(x: Rows, shape: tuple[int, ...]) -> None:
     """Raises InputError unless x is [n, *shape] of finite numbers."""
     if not isinstance(getattr(x, "dtype", None), np.dtype):
         raise InputError(f"transform: data is a {type(x).__name__}, allowed are NumPy arrays, see numpy.asarray")

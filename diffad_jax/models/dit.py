@@ -96,7 +96,7 @@ class DiT(nn.Module):
         size: "S", "B", "L" or "XL", which sets the three attributes below where they are None.
         patch_size: side of a patch in pixels, or features of a vector that make one token.
         width, depth, num_heads: features a token, number of blocks, attention heads.
-        learned_variance: double the output channels: the prediction, then the log variance's place.
+        learned_variance: double the output channels: the prediction, then where between its bounds the log variance lies.
         remat: "none", "blocks" or "dots": what the backward pass computes again instead of keeping, see `rematerialised`.
             Keeping products alone ("dots") is also the fastest on a CPU, where memory is slower than arithmetic.
         unroll: blocks that one round of the scan runs. At depth there is no loop, whose rounds copy what the backward pass

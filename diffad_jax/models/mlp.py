@@ -20,7 +20,7 @@ class MLP(nn.Module):
             preconditioned output over whitened data, leading components first, 0 is the exact Gaussian denoiser, so the
             network learns where the data have structure to learn and costs the same at any width of the data.
         dropout: rate in [0, 1), active when train is True (needs a "dropout" key).
-        learned_variance: double the output: the prediction, then the log variance's place.
+        learned_variance: double the output: the prediction, then where between its bounds the log variance lies.
         dtype: compute type; parameters and normalisations stay in float32.
 
     Source: the residual MLP of Gorishniy et al. 2021, section 3.2, conditioned as in Perez et al. 2018, equation 1.

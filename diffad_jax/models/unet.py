@@ -93,7 +93,7 @@ class UNet(nn.Module):
         norm_groups: groups of every GroupNorm. With one channel a group, the norm takes each channel's mean away; small
             networks want fewer groups than the published 32.
         remat: "none", "blocks" or "dots": what the backward pass computes again instead of keeping, see `rematerialised`.
-        learned_variance: double the output channels: the prediction, then the log variance's place.
+        learned_variance: double the output channels: the prediction, then where between its bounds the log variance lies.
         dtype: compute type; parameters, normalisations and softmax stay in float32.
 
     Source: Dhariwal & Nichol 2021, section 3; the down-sampling path of Ho et al. 2020, appendix B.
