@@ -23,9 +23,10 @@ import pytest
 from jax import Array
 from processes import with_devices
 
+from diffad_jax import loop
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.data.dataset import Rows
-from diffad_jax.data.pipeline import Pipeline, batch_rows
+from diffad_jax.data.pipeline import Batches, Pipeline, batch_rows
 from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.logs import Log
 from diffad_jax.loop import Diverged, Fitted, Stopped, TrainStep, _Signals, fit
@@ -300,6 +301,29 @@ def test_a_signal_while_the_last_save_is_written_does_not_end_it(
         run(tmp_path, 30)
     monkeypatch.undo()
     assert saved(tmp_path) == {20, 30}
+    assert_same(run(tmp_path, 30), unbroken[1])
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_a_reader_that_a_signal_has_ended_costs_no_step(
+    signalled: bool, tmp_path: Path, unbroken: tuple[Path, TrainState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def ending(batches: Batches, pipeline: Pipeline) -> Iterator[Iterator[np.ndarray]]:
+        def stream() -> Iterator[np.ndarray]:
+            yield from (batches[0], batches[1])
+            if signalled:
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise RunFailed("a process that reads has ended")
+
+        yield stream()
+
+    monkeypatch.setattr(loop, "read_ahead", ending)
+    error, words = (Stopped, "stopped by SIGTERM") if signalled else (RunFailed, "a process that reads has ended")
+    with pytest.raises(error, match=words):
+        run(tmp_path, 30)
+    monkeypatch.undo()
+    assert bool(saved(tmp_path)) == signalled
     assert_same(run(tmp_path, 30), unbroken[1])
 
 
