@@ -188,8 +188,8 @@ class Combination(NamedTuple):
     """join: (calibration, levels [L, B], distances [B] from the nearest normals) -> scores [B].
 
     logarithmic: whether it takes logarithms of the levels, none of which may then be negative. near: whether it asks for the
-    distances, for which a run keeps its normals. network: whether it asks for the levels, and
-    errors_alone: whether for these alone, as their mean.
+    distances, for which a run keeps its normals. network: whether it asks for the levels. errors_alone: whether it is these
+    alone, as their mean.
     """
 
     join: Callable[[Calibration, Array, Array], Array]

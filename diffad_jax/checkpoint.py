@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from logging import LogRecord
 from pathlib import Path
@@ -42,8 +42,9 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         # What matters of what Orbax logs, several times and with tracebacks, it also raises.
         logging.get_absl_logger().addFilter(_not_of_orbax)
-        self._drop_damaged_losses()
-        self._drop_damaged_notes()
+        # Orbax opens no directory in which one of these cannot be read.
+        self._drop_damaged("metrics/metrics", _holds_loss, "a loss")
+        self._drop_damaged("_CHECKPOINT_METADATA", _holds_known_notes, "notes")
         options = ocp.CheckpointManagerOptions(
             create=True,
             best_fn=_negative_loss,
@@ -79,13 +80,13 @@ class Checkpoints:
             if self._damaged:
                 self._set_aside(self._damaged)
                 self._damaged = []
-            there = step in self._manager.all_steps()
-        if there:
-            return
-        sum_of_bits, finite = _sum_of_bits(state)
-        if not finite:
-            raise RunFailed(f"step {step}: the state is not finite; last good checkpoint: {self.latest() or 'none'}")
-        with self._failures_in_one_line():
+            if step in self._manager.all_steps():
+                return
+            sum_of_bits, finite = _sum_of_bits(state)
+            if not finite:
+                raise RunFailed(
+                    f"step {step}: the state is not finite; last good checkpoint: {self.latest() or 'none'}"
+                )
             self._manager.save(
                 step,
                 args=ocp.args.StandardSave(state),
@@ -193,32 +194,23 @@ class Checkpoints:
                 "choose another workdir"
             )
 
-    def _drop_damaged_losses(self) -> None:
-        """Orbax opens no directory in which one of the losses cannot be read."""
-        for file in self.directory.glob("*/metrics/metrics"):
+    def _drop_damaged(self, name: str, whole: Callable[[bytes], bool], what: str) -> None:
+        """Removes the file of this name from every checkpoint where it is not whole; it counts as one without `what`."""
+        for file in self.directory.glob(f"*/{name}"):
             try:
-                float(json.loads(file.read_text())["loss"])
+                content = file.read_bytes()
             except FileNotFoundError:
                 continue  # Another process of the run has done it.
-            except (ValueError, KeyError, TypeError):
-                logging.warning("%s cannot be read; the checkpoint counts as one without a loss", file)
-                file.unlink(missing_ok=True)
-
-    def _drop_damaged_notes(self) -> None:
-        """Orbax opens no directory in which one of the notes beside a checkpoint has a key that it does not know."""
-        for file in self.directory.glob("*/_CHECKPOINT_METADATA"):
-            try:
-                unknown = set(json.loads(file.read_text())) - NOTES
-            except (FileNotFoundError, ValueError, TypeError):
-                continue  # Another process of the run has done it, or it is what Orbax survives.
-            if unknown:
-                logging.warning("%s cannot be read (%s); the checkpoint counts as one without notes", file, unknown)
+            if not whole(content):
+                logging.warning("%s cannot be read; the checkpoint counts as one without %s", file, what)
                 file.unlink(missing_ok=True)
 
     @contextmanager
     def _failures_in_one_line(self) -> Iterator[None]:
         try:
             yield
+        except RunFailed:
+            raise
         except Exception as error:
             if distributed.of_another(error):
                 raise
@@ -231,6 +223,22 @@ class Checkpoints:
 def any_in(directory: Path) -> bool:
     """Whether a directory of checkpoints holds one."""
     return any(path.name.isdecimal() for path in directory.glob("*"))
+
+
+def _holds_loss(content: bytes) -> bool:
+    try:
+        float(json.loads(content)["loss"])
+    except (ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
+def _holds_known_notes(content: bytes) -> bool:
+    """Whether Orbax opens the notes: it survives what is no JSON, but no key that it does not know."""
+    try:
+        return set(json.loads(content)) <= NOTES
+    except (ValueError, TypeError):
+        return True
 
 
 def _sum_of_bits(state: Any) -> tuple[int, bool]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -83,83 +83,78 @@ def fit(
     like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, parallel.shardings(shapes)
     )
-    with _Signals() as signals:
+    with (
+        _Signals() as signals,  # outermost: one that comes while the last save is written must not end it
+        Checkpoints(Path(workdir) / "checkpoints") as checkpoints,
+        Log(workdir) if jax.process_index() == 0 else nullcontext() as log,
+    ):
+        state = checkpoints.restore(like) or make_state(init, parallel)
+        first = step = int(state.step)
+        seconds = checkpoints.seconds(first)
+        started = time.perf_counter()
+        batches = Batches(
+            train,
+            seed,
+            batch_size,
+            start=first,
+            num_steps=num_steps,
+            steps_per_dispatch=settings.steps_per_dispatch,
+            flip=pipeline.flip,
+            crop=pipeline.crop,
+            own=own_rows(batch_size),
+        )
         with (
-            Checkpoints(Path(workdir) / "checkpoints") as checkpoints,
-            Log(workdir) if jax.process_index() == 0 else nullcontext() as log,
+            tqdm(
+                total=num_steps, initial=first, desc=progress, disable=progress is None, unit="step", mininterval=0.5
+            ) as bar,
+            read_ahead(batches, pipeline) as stream,
         ):
-            state = checkpoints.restore(like) or make_state(init, parallel)
-            first = step = int(state.step)
-            seconds = checkpoints.seconds(first)
-            started = time.perf_counter()
-            batches = Batches(
-                train,
-                seed,
-                batch_size,
-                start=first,
-                num_steps=num_steps,
-                steps_per_dispatch=settings.steps_per_dispatch,
-                flip=pipeline.flip,
-                crop=pipeline.crop,
-                own=own_rows(batch_size),
-            )
-            with (
-                tqdm(
-                    total=num_steps,
-                    initial=first,
-                    desc=progress,
-                    disable=progress is None,
-                    unit="step",
-                    mininterval=0.5,
-                ) as bar,
-                read_ahead(batches, pipeline) as stream,
-            ):
-                metrics_reader = _Metrics(bar, log, checkpoints, first)
+            metrics_reader = _Metrics(bar, log, checkpoints, first)
 
-                def save(with_loss: bool = True) -> None:
-                    metrics_reader.read()
-                    losses = {"validation_loss": float(validate(state.ema))} if validate and with_loss else {}
-                    metrics_reader.check(step, losses)
-                    if losses and log:
-                        log.write(step, losses)
-                    checkpoints.save(
-                        step, state, seconds + time.perf_counter() - started, losses.get("validation_loss")
-                    )
+            def save(with_loss: bool = True) -> None:
+                metrics_reader.read()
+                losses = {"validation_loss": float(validate(state.ema))} if validate and with_loss else {}
+                metrics_reader.check(step, losses)
+                if losses and log:
+                    log.write(step, losses)
+                checkpoints.save(step, state, seconds + time.perf_counter() - started, losses.get("validation_loss"))
 
-                while step < num_steps:
-                    asked = time.perf_counter()
-                    try:
-                        x_0 = next(stream)
-                    except RunFailed:
-                        # Of a reader that was just starting, and did not ignore a signal to the whole group yet.
-                        if not signals.received or jax.process_count() > 1:
-                            raise
-                        save(with_loss=False)
-                        raise Stopped(signals.received, step) from None
-                    metrics_reader.waited += time.perf_counter() - asked
-                    count = len(x_0)
-                    if count not in dispatches:
-                        dispatch = make_dispatch(train_step, count, parallel.compile)
-                        dispatches[count] = dispatch, parallel.put_batches(np.tile(place, (count, 1)))
-                    dispatch, places = dispatches[count]
-                    state, metrics = dispatch(state, Batch(parallel.put_batches(x_0), places), key)
-                    # The metrics of the dispatch before are read while this one runs, so that the device never waits for us.
-                    metrics_reader.read()
-                    step += count
-                    logged = _crosses(step, count, settings.log_every) or step == num_steps
-                    metrics_reader.pending = _Pending(step, metrics, signals.anywhere(), logged)
-                    bar.update(count)
-                    if step == num_steps or _crosses(step, count, settings.checkpoint_every):
-                        save()
-                    if metrics_reader.stop:
-                        # Without a loss: which checkpoint is best must not depend on where a run was stopped.
-                        save(with_loss=False)
-                        raise Stopped(metrics_reader.stop, step)
-            if settings.keep == "best":
-                state = checkpoints.restore(state, best=True) or state
-        # One that came after the last dispatch, when all that the loop was to save is on the disk.
-        if stop := int(signals.anywhere()):
-            raise Stopped(stop, step)
+            def stop_by(number: int) -> NoReturn:
+                # Without a loss: which checkpoint is best must not depend on where a run was stopped.
+                save(with_loss=False)
+                raise Stopped(number, step)
+
+            while step < num_steps:
+                asked = time.perf_counter()
+                try:
+                    x_0 = next(stream)
+                except RunFailed:
+                    # Of a reader that was just starting, and did not ignore a signal to the whole group yet.
+                    if not signals.received or jax.process_count() > 1:
+                        raise
+                    stop_by(signals.received)
+                metrics_reader.waited += time.perf_counter() - asked
+                count = len(x_0)
+                if count not in dispatches:
+                    dispatch = make_dispatch(train_step, count, parallel.compile)
+                    dispatches[count] = dispatch, parallel.put_batches(np.tile(place, (count, 1)))
+                dispatch, places = dispatches[count]
+                state, metrics = dispatch(state, Batch(parallel.put_batches(x_0), places), key)
+                # The metrics of the dispatch before are read while this one runs, so that the device never waits for us.
+                metrics_reader.read()
+                step += count
+                logged = _crosses(step, count, settings.log_every) or step == num_steps
+                metrics_reader.pending = _Pending(step, metrics, signals.anywhere(), logged)
+                bar.update(count)
+                if step == num_steps or _crosses(step, count, settings.checkpoint_every):
+                    save()
+                if metrics_reader.stop:
+                    stop_by(metrics_reader.stop)
+        if settings.keep == "best":
+            state = checkpoints.restore(state, best=True) or state
+    # One that came after the last dispatch, when all that the loop was to save is on the disk.
+    if stop := int(signals.anywhere()):
+        raise Stopped(stop, step)
     return Fitted(state, seconds + time.perf_counter() - started)
 
 

@@ -116,10 +116,11 @@ def score(
 
     Each is standardised by some of the normals. One keeps its own unit, which detectors fitted on other normals share.
     """
-    levels = partial(levels_of, programs, params, seed)
-    evenly = evenly_spaced(len(normals), programs(normals.shape[1]).batch_size)
-    known = levels(transform.apply(normals[evenly]))
-    calibration = calibrate(known) if len(known) > 1 else None
+    levels, compiled = partial(levels_of, programs, params, seed), programs(normals.shape[1])
+    batch = jax.ShapeDtypeStruct((compiled.batch_size, normals.shape[1]), jnp.float32)
+    calibration = None
+    if jax.eval_shape(compiled.levels, params, batch, jax.random.key(seed)).shape[1] > 1:
+        calibration = calibrate(levels(transform.apply(normals[evenly_spaced(len(normals), compiled.batch_size)])))
     return partial(in_chunks, transform, partial(mean_level, calibration, levels))
 
 

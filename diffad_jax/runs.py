@@ -91,14 +91,14 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
     with distributed.together():
         scoring, pipeline = scoring_of(config), pipeline_of(config, dataset.train.shape[1:])
         system, init, step, settings = define(config, dataset.train.shape[1:])
-        check(system, jax.eval_shape(init).params, dataset.train.shape[1:], scoring.combination)
+        state = jax.eval_shape(init)
+        check(system, state.params, dataset.train.shape[1:], scoring.combination)
         parallel = parallel_of(config, settings)
-        placed = jax.tree.leaves(parallel.shardings(jax.eval_shape(init)))
-        if (fsdp := fsdp_of(config)) > 1 and writes and all(where.is_fully_replicated for where in placed):
+        whole = all(where.is_fully_replicated for where in jax.tree.leaves(parallel.shardings(state)))
+        if (fsdp := fsdp_of(config)) > 1 and writes and whole:
             logging.warning(
                 "config.mesh.fsdp: %d splits nothing: no array of %d numbers or more has an axis that it divides",
-                fsdp,
-                LARGE,
+                *(fsdp, LARGE),
             )
         chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows, scoring.calibration_rows)
         learnt = Chosen(dataset.train, chosen, dataset.train.dtype) if len(held_out) else dataset.train

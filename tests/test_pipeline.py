@@ -1,13 +1,8 @@
 """The input pipeline: the order of the rows, flips, shares of processes, and rows that are read from disk when asked for."""
 
 import json
-import os
-import signal
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import jax
@@ -17,13 +12,12 @@ import pytest
 import tiny
 from jax import Array
 from PIL import Image
-from processes import CONTEXT
 
 from diffad_jax import detector, runs, settings, workdir
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.pipeline import Batches, Pipeline, batch_rows, read_ahead
-from diffad_jax.errors import InputError, RunFailed
+from diffad_jax.errors import InputError
 from diffad_jax.training import Params
 from diffad_jax.workdir import Statistics
 
@@ -140,65 +134,6 @@ def test_a_file_that_vanished_is_named(jpegs: Jpegs, tmp_path: Path, workers: in
     gone = tmp_path / "gone.jpg"
     with pytest.raises(InputError, match=f"^{gone}: no such file"):
         read(Batches(Jpegs([*jpegs.files[:5], gone]), 0, 6, 0, 50), Pipeline(workers=workers))
-
-
-class Signalled:
-    """Rows whose reader gets SIGTERM and SIGINT, and after `whole` readings SIGKILL. Their values: its process number."""
-
-    shape, dtype = (8, 1), np.dtype(np.int64)
-
-    def __init__(self, whole: int) -> None:
-        self.left = whole
-
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            os.kill(os.getpid(), number)
-        if not self.left:
-            time.sleep(2)  # What was read before is delivered.
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.left -= 1
-        return np.full((8, 1), os.getpid())
-
-
-READER = Pipeline(workers=1, threads=1)
-
-
-def test_a_process_that_reads_outlives_signals_and_its_death_is_told() -> None:
-    with read_ahead(Batches(Signalled(2), 0, 8, 0, 50), READER) as stream:  # type: ignore[arg-type]
-        next(stream), next(stream)
-        with pytest.raises(RunFailed, match="config.pipeline.workers: a process that reads the data has ended"):
-            next(stream)
-
-
-def read_until_killed(told: Connection) -> None:
-    with read_ahead(Batches(Signalled(100), 0, 8, 0, 50), READER) as stream:  # type: ignore[arg-type]
-        told.send(int(next(stream)[0, 0, 0]))
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def runs_still(process: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return False
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-def test_a_process_that_reads_ends_with_the_one_that_trains() -> None:
-    heard, told = CONTEXT.Pipe()
-    trainer = CONTEXT.Process(target=read_until_killed, args=(told,))
-    trainer.start()
-    told.close()
-    assert heard.poll(60)
-    reader = heard.recv()
-    trainer.join()
-    deadline = time.monotonic() + 10
-    while runs_still(reader):
-        assert time.monotonic() < deadline, "it still runs"
-        time.sleep(0.1)
 
 
 # --- rows on disk ----------------------------------------------------------------------------------------------------

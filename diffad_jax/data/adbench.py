@@ -13,7 +13,6 @@ from pathlib import Path
 
 from diffad_jax.data import row_files
 from diffad_jax.data.dataset import Dataset, one_class_split
-from diffad_jax.data.row_files import is_row_file
 from diffad_jax.errors import InputError
 
 COMMIT = "3dac8221081e190f157d78e93bfa8867f90d0965"
@@ -140,7 +139,7 @@ def adbench_folder(
     path: str | Path, rows: Sequence[str] = (), protocol: str = "clean", seed: int = 0
 ) -> tuple[Dataset, ...]:
     """The ADBench sets named in `rows`, or all in the folder, or the one that is the file `path`; see `adbench`."""
-    if Path(path).is_file() or (is_row_file(path) and not Path(path).exists()):
+    if Path(path).is_file() or (row_files.is_row_file(path) and not Path(path).exists()):
         if rows:
             raise InputError(f"config.data.rows: found {rows!r}, allowed with a file is none ({path})")
         return (adbench(path, None, protocol, seed, normals_alone=True),)
