@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,20 +119,17 @@ def fit(
                     log.write(step, losses)
                 checkpoints.save(step, state, seconds + time.perf_counter() - started, losses.get("validation_loss"))
 
-            def stop_by(number: int) -> NoReturn:
-                # Without a loss: which checkpoint is best must not depend on where a run was stopped.
-                save(with_loss=False)
-                raise Stopped(number, step)
-
             while step < num_steps:
                 asked = time.perf_counter()
                 try:
                     x_0 = next(stream)
                 except RunFailed:
-                    # Of a reader that was just starting, and did not ignore a signal to the whole group yet.
-                    if not signals.received or jax.process_count() > 1:
+                    if not signals.received:
                         raise
-                    stop_by(signals.received)
+                    # The signal went to the whole group and met a reader that did not ignore it yet: this process reads.
+                    rest = range((step - first) // settings.steps_per_dispatch, len(batches))
+                    stream = map(batches.__getitem__, rest)
+                    x_0 = next(stream)
                 metrics_reader.waited += time.perf_counter() - asked
                 count = len(x_0)
                 if count not in dispatches:
@@ -149,7 +146,9 @@ def fit(
                 if step == num_steps or _crosses(step, count, settings.checkpoint_every):
                     save()
                 if metrics_reader.stop:
-                    stop_by(metrics_reader.stop)
+                    # Without a loss: which checkpoint is best must not depend on where a run was stopped.
+                    save(with_loss=False)
+                    raise Stopped(metrics_reader.stop, step)
         if settings.keep == "best":
             state = checkpoints.restore(state, best=True) or state
     # One that came after the last dispatch, when all that the loop was to save is on the disk.
