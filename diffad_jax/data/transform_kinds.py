@@ -1,0 +1,193 @@
+"""The kinds of transforms: what each learns of the training normals, and how it maps raw rows to model range and back."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from diffad_jax.data.dataset import Rows, chunks
+from diffad_jax.errors import InputError
+
+Arrays = dict[str, np.ndarray]
+
+MAX_WHITEN_WIDTH = 8192
+
+
+class Kind(NamedTuple):
+    """fit: (train [N, ...], options) -> the arrays that are kept, whose names are `keeps`.
+
+    apply, invert: (arrays, rows [n, D] of float64) -> rows [n, D] in model range, and raw again; None where they cannot be
+    brought back. largest: arrays -> the largest raw value of a range that begins with 0, None where no such range is known.
+    """
+
+    fit: Callable[..., Arrays]
+    keeps: tuple[str, ...]
+    apply: Callable[[Arrays, np.ndarray], np.ndarray]
+    invert: Callable[[Arrays, np.ndarray], np.ndarray] | None
+    largest: Callable[[Arrays], float | None] = lambda arrays: None
+
+
+# --- range, standardise: (x - center) * scale ---------------------------------------------------------------------------
+
+
+def _fit_range(train: Rows, low: float, high: float) -> Arrays:
+    """2 (x - low) / (high - low) - 1, so [low, high] -> [-1, 1]; later values are not clipped.
+
+    Raises InputError on training values outside [low, high].
+    """
+    smallest, largest = span(train)
+    if not low < high or smallest < low or largest > high:
+        raise InputError(
+            f"transform 'range': low = {low}, high = {high}, but training values span "
+            f"[{smallest:g}, {largest:g}], which [low, high] must hold"
+        )
+    # Scalars broadcast over the columns, so a picture's statistics stay two numbers.
+    return {"center": np.array((low + high) / 2.0), "scale": np.array(2.0 / (high - low))}
+
+
+def _fit_standardise(train: Rows) -> Arrays:
+    """(x - mean) / std per column; a constant column is divided by 1."""
+    mean, variance = _moments(train)
+    variance[variance == 0] = 1.0
+    return {"center": mean, "scale": 1.0 / np.sqrt(variance)}
+
+
+def _scaled(arrays: Arrays, rows: np.ndarray) -> np.ndarray:
+    return (rows - arrays["center"]) * arrays["scale"]
+
+
+def _unscaled(arrays: Arrays, rows: np.ndarray) -> np.ndarray:
+    return rows / arrays["scale"] + arrays["center"]
+
+
+def _largest_of_range(arrays: Arrays) -> float | None:
+    half = float(1 / arrays["scale"])
+    return 2 * half if float(arrays["center"]) == half else None
+
+
+# --- contrast: (x - mean(x)) / (2 max(std(x), floor)) -------------------------------------------------------------------
+
+
+def _fit_contrast(train: Rows) -> Arrays:
+    """Mean and deviation of the datum itself: how bright and contrasty a picture was taken counts for nothing.
+
+    The floor, a tenth of the median deviation of the training normals, keeps the noise of an empty picture small.
+    Source: the global contrast normalisation of Ruff et al. 2018, "Deep one-class classification", section 4.
+    """
+    deviations = np.concatenate([as_rows(train, start, stop).std(axis=1) for start, stop in chunks(train)])
+    return {"floor": np.array(np.median(deviations) / 10 or 1.0)}
+
+
+def _contrasted(arrays: Arrays, rows: np.ndarray) -> np.ndarray:
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    return rows / (2 * np.maximum(rows.std(axis=1, keepdims=True), arrays["floor"]))
+
+
+def _largest_of_contrast(arrays: Arrays) -> float | None:
+    # A tenth of the deviation that pictures had, which between 0 and 1 would have no room; 1 where they had none.
+    floor = float(arrays["floor"])
+    return 255.0 if floor > 0.1 and floor != 1 else None
+
+
+# --- whiten: (x - center) @ matrix --------------------------------------------------------------------------------------
+
+
+def _fit_whiten(train: Rows, pooling: float = 1.0, shrinkage: float = 0.0) -> Arrays:
+    """((x - mean) / s) W: PCA whitening by the shrunk covariance C of the scaled normals, leading components first.
+
+    W = V L^(-1/2) with C = V L V^T, so that normals have about unit covariance even for N << D. `shrinkage`, or D / N where
+    that is less, is a floor under the intensity rho of OAS: of few columns and many rows the covariance is known well. The
+    scale s_j^2 = v_j + pooling PR median(v) of a column of variance v_j bends with the participation ratio PR = (sum v)^2 /
+    sum v^2, the number of columns that share the variance: where a few columns hold it all, units are arbitrary and s nearly
+    standardises; where many share it, as in embeddings, the unit is common and s is nearly constant. pooling = 0
+    standardises. A constant column has the variance that the shrinkage lends it, the less the more rows agree.
+
+    Source of the shrinkage: Chen et al. 2010, "Shrinkage algorithms for MMSE covariance estimation", eq. 23, in the form of
+    scikit-learn's `oas`, which neglects the terms 2/p.
+    Raises InputError on pooling below 0, shrinkage outside [0, 1] and more than 8192 columns.
+    """
+    mean, variance = _moments(train)
+    if len(mean) > MAX_WHITEN_WIDTH:
+        raise InputError(f"transform 'whiten': {len(mean)} columns, allowed are up to {MAX_WHITEN_WIDTH}")
+    if not 0 <= pooling < np.inf:
+        raise InputError(f"transform 'whiten': pooling = {pooling}, allowed are numbers from 0")
+    if not 0 <= shrinkage <= 1:
+        raise InputError(f"transform 'whiten': shrinkage = {shrinkage}, allowed are 0 to 1")
+    if not variance.any():
+        return {"center": mean, "matrix": np.eye(len(mean))}
+    participation = variance.sum() ** 2 / np.square(variance).sum()
+    square = variance + pooling * participation * np.median(variance[variance > 0])
+    unit = 1 / np.sqrt(np.where(square > 0, square, 1.0))
+    covariance = np.zeros((len(mean), len(mean)))
+    for start, stop in chunks(train):
+        rows = (as_rows(train, start, stop) - mean) * unit
+        covariance += rows.T @ rows
+    # The BLAS threads of an eigendecomposition wait for each other in a busy loop: where another process holds a core, two
+    # of them take forty times as long as one.
+    with threadpool_limits(1, "blas"):
+        values, vectors = np.linalg.eigh(_shrunk(covariance / len(train), len(train), shrinkage))
+    return {"center": mean, "matrix": unit[:, None] * vectors[:, ::-1] / np.sqrt(values[::-1])}
+
+
+def _shrunk(covariance: np.ndarray, n: int, floor: float) -> np.ndarray:
+    """(1 - rho) S + rho mu I, mu the mean variance, rho the oracle-approximating shrinkage for n rows.
+
+    rho is at least min(floor, p / n).
+    """
+    p = len(covariance)
+    mu = covariance.trace() / p
+    mean_square = np.square(covariance).mean()
+    excess = (n + 1) * (mean_square - mu**2 / p)
+    rho = max(min((mean_square + mu**2) / excess, 1.0) if excess > 0 else 1.0, min(floor, p / n))
+    return (1 - rho) * covariance + rho * mu * np.eye(p)
+
+
+def _whitened(arrays: Arrays, rows: np.ndarray) -> np.ndarray:
+    return (rows - arrays["center"]) @ arrays["matrix"]
+
+
+def _unwhitened(arrays: Arrays, rows: np.ndarray) -> np.ndarray:
+    return np.linalg.solve(arrays["matrix"].T, rows.T).T + arrays["center"]
+
+
+KINDS = {
+    "range": Kind(_fit_range, ("center", "scale"), _scaled, _unscaled, _largest_of_range),
+    "contrast": Kind(_fit_contrast, ("floor",), _contrasted, None, _largest_of_contrast),
+    "standardise": Kind(_fit_standardise, ("center", "scale"), _scaled, _unscaled),
+    "whiten": Kind(_fit_whiten, ("center", "matrix"), _whitened, _unwhitened),
+}
+
+
+# --- rows in chunks -----------------------------------------------------------------------------------------------------
+
+
+def as_rows(x: Rows, start: int, stop: int) -> np.ndarray:
+    """A chunk as float64 rows [n, D]."""
+    return x[start:stop].reshape(stop - start, -1).astype(np.float64)
+
+
+def span(x: Rows) -> tuple[float, float]:
+    """The smallest and the largest value; of integers on disk those of their type, since reading them all may take hours."""
+    if not isinstance(x, np.ndarray) and x.dtype.kind in "iu":
+        return np.iinfo(x.dtype).min, np.iinfo(x.dtype).max
+    ends = [(rows.min(), rows.max()) for rows in (x[start:stop] for start, stop in chunks(x))]
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def _moments(x: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of each column, chunk by chunk in float64; exactly 0 for a constant column."""
+    width = int(np.prod(x.shape[1:]))
+    mean, variance = np.zeros(width), np.zeros(width)
+    low, high = np.full(width, np.inf), np.full(width, -np.inf)
+    for start, stop in chunks(x):
+        rows = as_rows(x, start, stop)
+        mean += rows.sum(axis=0)
+        low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
+    mean /= len(x)
+    for start, stop in chunks(x):
+        variance += np.square(as_rows(x, start, stop) - mean).sum(axis=0)
+    variance /= len(x)
+    # By equality, since the rounding of the mean leaves a constant column a spread just above 0.
+    variance[low == high] = 0.0
+    return mean, variance
