@@ -53,13 +53,14 @@ class Table(NamedTuple):
 
 
 def tabulate(rows: Iterable[Row], methods: Sequence[str], metric: str = "auroc") -> Table:
-    """The table of one metric over the seeds; methods in the given order, those without a row left out.
+    """The table of one metric over the seeds; methods in the given order, those without a row left out,
+    and rows of others.
 
     Of a data set those seeds count that every method which has any has: split and difficulty change with the seed.
     """
     values: dict[tuple[str, str], dict[int, float]] = {}
     for entry in rows:
-        if entry[metric] is not None:
+        if entry[metric] is not None and entry["method"] in methods:
             values.setdefault((entry["dataset"], entry["method"]), {})[entry["seed"]] = entry[metric]
     datasets = sorted({dataset for dataset, _ in values})
     columns = [method for method in methods if any(found == method for _, found in values)]

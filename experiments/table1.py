@@ -70,9 +70,15 @@ def main(_: list[str]) -> None:
             except Exception as error:
                 loaded[at] = error
         results.append(measure(key, loaded[at], out))
-    order = {name: i for i, name in enumerate(METHODS)}
-    results.rewrite(sorted(results.rows, key=lambda r: (r["protocol"], r["dataset"], r["seed"], order[r["method"]])))
-    rows = [row for row in results.rows if row["protocol"] == protocol]
+    # What a method found that is no longer there stays in the file, and out of the table.
+    place = {name: i for i, name in enumerate(METHODS)}
+    results.rewrite(
+        sorted(
+            results.rows,
+            key=lambda r: (r["protocol"], r["dataset"], r["seed"], place.get(r["method"], len(place))),
+        )
+    )
+    rows = [row for row in results.rows if row["protocol"] == protocol and row["method"] in METHODS]
     python = f"Python {platform.python_version()}"
     facts = {
         "protocol": protocol + (" (LEAKS: copies of a row in training and test)" if protocol == "paper" else ""),

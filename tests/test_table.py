@@ -106,6 +106,17 @@ def test_a_table_without_a_result_says_so_and_a_method_named_twice_is_measured_o
     assert refused.code == 2 and "run.json: holds another run's results, differing in results.data_dir" in refused.err
 
 
+def test_results_of_a_method_that_is_gone_stay_in_the_file_and_out_of_the_table(folder: Path, tmp_path: Path) -> None:
+    out, flags = tmp_path / "out", ("--methods=knn", "--rows=few", "--seeds=1")
+    assert run(folder, out, *flags).code == 0
+    for dataset in ("few", "nan"):
+        row = results_file.row(results_file.Key(dataset, "gone", "clean", 0), VALUES)
+        csv_files.append(out / "results.csv", [[row[field] for field in results_file.FIELDS]])
+    assert run(folder, out, *flags).code == 0
+    assert [row["method"] for row in lines(out / "results.csv")] == ["knn", "gone", "gone"]
+    assert "gone" not in (out / "table.md").read_text() and "| nan |" not in (out / "table.md").read_text()
+
+
 def test_flags_that_name_nothing_are_refused(folder: Path, tmp_path: Path) -> None:
     for flags, said in [
         (["--methods="], "--methods: found ''; allowed are"),
@@ -154,7 +165,8 @@ def test_means_are_over_seeds_and_over_sets_that_all_methods_scored() -> None:
         for (dataset, method), values in figures.items()
         for seed, value in enumerate(values)
     ]
-    found = table.tabulate(rows, list(METHODS))
+    gone = results_file.row(results_file.Key("c", "gone", "clean", 0), VALUES)
+    found = table.tabulate([*rows, gone], list(METHODS))
     assert found.methods == ["knn", "ours"] and found.datasets == ["a", "b"]
     np.testing.assert_allclose(found.mean, [[0.6, 0.8], [np.nan, 0.9]])
     np.testing.assert_allclose(found.deviation, [[0.1, 0], [np.nan, 0]])
