@@ -1,7 +1,9 @@
 """From names in a config to the things they name, with errors that list what is allowed."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
@@ -58,7 +60,20 @@ def _call(
     for argument, parameter in parameters.items():
         if parameter.default is parameter.empty and argument not in arguments and argument in settable:
             raise InputError(f"config.{key}.{argument}: {name} needs it")
-    return target(**arguments)
+    with naming(key, settable):
+        return target(**arguments)
+
+
+@contextmanager
+def naming(key: str, arguments: Collection[str]) -> Iterator[None]:
+    """An InputError raised inside whose words begin with one of the arguments is told by its config key, `key.argument`."""
+    try:
+        yield
+    except InputError as error:
+        words = re.match(r"\w+", str(error))
+        if words and words[0] in arguments:
+            raise InputError(f"config.{key}.{error}") from error
+        raise
 
 
 def _listed(parameter: inspect.Parameter | None, value: Any) -> Any:

@@ -39,6 +39,17 @@ def simple(prediction: Prediction, eps: Array) -> Array:
     return mean_per_datum((prediction.eps - eps) ** 2)
 
 
+Weighting = Callable[[Array, float, float], Array]
+"""(snr, gamma, sigma_data) -> weights like snr."""
+WEIGHTINGS: dict[str, Weighting] = {
+    "eps": lambda snr, gamma, sigma_data: snr,
+    "x_0": lambda snr, gamma, sigma_data: jnp.ones_like(snr),
+    "v": lambda snr, gamma, sigma_data: snr + 1,
+    "edm": lambda snr, gamma, sigma_data: snr + 1 / sigma_data**2,
+    "min_snr": lambda snr, gamma, sigma_data: jnp.minimum(snr, gamma),
+}
+
+
 def weight(process: Process, t: Array, weighting: str = "eps", gamma: float = 5.0, sigma_data: float = 1.0) -> Array:
     """The weight w(t) that turns mean |x_0 - x_0_theta|^2 into the named loss, like t.
 
@@ -46,16 +57,8 @@ def weight(process: Process, t: Array, weighting: str = "eps", gamma: float = 5.
     "edm" SNR + 1 / sigma_data^2 (Karras et al. 2022, table 1); "min_snr" min(SNR, gamma) (Hang et al. 2023,
     section 3.4). Raises InputError on another name.
     """
-    snr = jnp.exp(process.log_snr(t))
-    weights = {
-        "eps": snr,
-        "x_0": jnp.ones_like(snr),
-        "v": snr + 1,
-        "edm": snr + 1 / sigma_data**2,
-        "min_snr": jnp.minimum(snr, gamma),
-    }
-    check_choice("weighting", weighting, weights)
-    return weights[weighting]
+    check_choice("weighting", weighting, WEIGHTINGS)
+    return WEIGHTINGS[weighting](jnp.exp(process.log_snr(t)), gamma, sigma_data)
 
 
 def weighted(prediction: Prediction, x_0: Array, weights: Array) -> Array:

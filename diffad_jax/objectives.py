@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffad_jax import losses
-from diffad_jax.errors import InputError
-from diffad_jax.parametrisation import Denoise
+from diffad_jax.errors import InputError, check_choice
+from diffad_jax.parametrisation import VARIANCES, Denoise
 from diffad_jax.process import Process, diffuse
 
 Objective = Callable[[Denoise, Array, Array, Array], Array]
@@ -19,8 +19,8 @@ GRID = 1000
 
 
 def grid_time(u: Array, num_steps: int = GRID) -> Array:
-    """u uniform in [0, 1) -> t uniform on the grid 1/T, 2/T, ..., 1."""
-    return (jnp.floor(u * num_steps) + 1) / num_steps
+    """u uniform in [0, 1) -> t uniform on the grid 1/T, 2/T, ..., 1; rounding may make a u of 1, which is t = 1 too."""
+    return jnp.minimum(jnp.floor(u * num_steps) + 1, num_steps) / num_steps
 
 
 def simple(process: Process) -> Objective:
@@ -55,11 +55,12 @@ def weighted(
 
     focus: the times [low, high) between which the share `focus_share` of the training happens, say those that the score asks
     for; the rest is even over all times, which samples are drawn through. By default all of it is.
-    Raises InputError unless focus are two ascending times (`ranges` keeps a config's in [0, 1]).
+    Raises InputError on another weighting and unless focus are two ascending times (`ranges` keeps a config's in [0, 1]).
     Source: Karras et al. 2022, section 5, "loss weighting and sampling", where the levels are drawn from a log-normal.
     """
+    check_choice("weighting", weighting, losses.WEIGHTINGS)
     if focus is not None and (len(focus) != 2 or not focus[0] < focus[1]):
-        raise InputError(f"config.loss.focus: found {tuple(focus)}, allowed are two ascending times")
+        raise InputError(f"focus: found {tuple(focus)}, allowed are two ascending times")
 
     def objective(denoise: Denoise, x_0: Array, u: Array, eps: Array) -> Array:
         t = grid_time(u if focus is None else focused(u, focus[0], focus[1], focus_share))
@@ -81,7 +82,8 @@ def hybrid(process: Process, decoder: losses.Decoder, num_steps: int = GRID, bou
 
 
 def bound(process: Process, decoder: losses.Decoder, num_steps: int = GRID, variance: str = "small") -> Objective:
-    """The variational bound itself in bits/dim, see `losses.bound_estimate`."""
+    """The variational bound itself in bits/dim, see `losses.bound_estimate`. Raises InputError on another variance."""
+    check_choice("variance", variance, VARIANCES)
 
     def objective(denoise: Denoise, x_0: Array, u: Array, eps: Array) -> Array:
         t = grid_time(u, num_steps)

@@ -114,5 +114,5 @@ def reverse_log_variance(
         # Ho et al.'s fixed large variance also takes the clipped posterior at the last step of the chain.
         return jnp.where(expand(first, prediction.x_0), small, large)
     if prediction.variance_fraction is None:
-        raise InputError("variance='learned' needs a network with learned_variance=True")
+        raise InputError("variance: found 'learned', which needs a network with learned_variance=True")
     return small + prediction.variance_fraction * (large - small)

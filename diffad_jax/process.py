@@ -94,7 +94,7 @@ def log_linear(noise_min: float = 0.002, noise_max: float = 80.0) -> Process:
     Raises InputError unless noise_min < noise_max.
     """
     if not noise_min < noise_max:
-        raise InputError(f"config.process: found noise_min {noise_min:g}, allowed is less than noise_max {noise_max:g}")
+        raise InputError(f"noise_min: found {noise_min:g}, allowed is less than noise_max {noise_max:g}")
     low, high = np.log(noise_min), np.log(noise_max)
 
     def log_snr(t: Array) -> Array:

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffad_jax.errors import check_choice
 from diffad_jax.noise import Key, fold_in, gaussian
-from diffad_jax.parametrisation import Denoise, reverse_log_variance
+from diffad_jax.parametrisation import VARIANCES, Denoise, reverse_log_variance
 from diffad_jax.process import Process, posterior, posterior_variance, time_at
 
 
@@ -91,7 +92,9 @@ def ddpm(process: Process, variance: str = "small") -> Sampler:
     """Ancestral sampling: x_s ~ N(posterior mean with the predicted x_0, variance) (Ho et al. 2020, algorithm 2).
 
     variance: "small", "large" or "learned", see `reverse_log_variance`. The step to s = 0 adds no noise.
+    Raises InputError on another variance.
     """
+    check_choice("variance", variance, VARIANCES)
 
     def step(denoise: Denoise, x_t: Array, t: Array, s: Array, key: Key, memory: Any) -> tuple[Array, Any]:
         prediction = denoise(x_t, t)

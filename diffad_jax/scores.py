@@ -18,7 +18,7 @@ from diffad_jax.errors import InputError, check_choice
 from diffad_jax.losses import Decoder
 from diffad_jax.losses import bound as variational_bound
 from diffad_jax.noise import Key, Mirrored, fold_in, gaussian
-from diffad_jax.parametrisation import Denoise
+from diffad_jax.parametrisation import VARIANCES, Denoise
 from diffad_jax.process import Process, diffuse
 
 
@@ -234,7 +234,7 @@ def encode_decode(
     Raises InputError on an unknown distance, and where num_steps is 1, which leaves no step to go up.
     """
     if num_steps < 2:
-        raise InputError(f"config.score.num_steps: found {num_steps}, allowed for encode_decode is 2 or more")
+        raise InputError(f"num_steps: found {num_steps}, allowed for encode_decode is 2 or more")
     sampler, measure = samplers.ddim(process), distance_named(distance)
 
     def score(denoise: Denoise, x_0: Array, key: Array) -> Array:
@@ -251,10 +251,11 @@ def encode_decode(
 def bound(process: Process, decoder: Decoder, num_steps: int = 100, variance: str = "small") -> Score:
     """The variational bound on -log p(x_0) in nats per datum, over a chain of num_steps steps: [1, B].
 
-    Raises InputError where num_steps is below 2. Source: `losses.bound`.
+    Raises InputError where num_steps is below 2 and on another variance. Source: `losses.bound`.
     """
+    check_choice("variance", variance, VARIANCES)
     if num_steps < 2:
-        raise InputError(f"config.score.num_steps: found {num_steps}, allowed for a bound is 2 or more")
+        raise InputError(f"num_steps: found {num_steps}, allowed for a bound is 2 or more")
 
     def score(denoise: Denoise, x_0: Array, key: Array) -> Array:
         return variational_bound(process, denoise, x_0, key, decoder, num_steps, variance)[0][None]

@@ -8,11 +8,11 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from diffad_jax import process
+from diffad_jax import assembly
 from diffad_jax.parametrisation import Denoise, Prediction
 from diffad_jax.process import Process
 
-PROCESSES = {"linear": process.linear(), "cosine": process.cosine(), "log_linear": process.log_linear()}
+PROCESSES = {name: make() for name, make in assembly.PROCESSES.items()}
 
 
 @partial(jax.jit, static_argnums=0)

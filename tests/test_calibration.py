@@ -126,6 +126,17 @@ def test_the_usual_error_is_the_mean_over_levels() -> None:
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
+def test_larger_errors_and_distances_score_higher(combination: str) -> None:
+    normal, distances = lognormal(200, 0), np.random.default_rng(3).gamma(9.0, size=200)
+    calibration = calibrate(normal, apart(distances))
+    scores = [
+        np.asarray(COMBINATIONS[combination].join(calibration, jnp.asarray(normal * k), jnp.asarray(distances * k)))
+        for k in (1.0, 10.0, 100.0)
+    ]
+    assert (scores[0] < scores[1]).mean() > 0.95 and (scores[1] < scores[2]).all()
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
 def test_new_normals_pass_the_threshold_as_often_as_it_says(combination: str) -> None:
     """60 levels, of which 100 normals tell little: judged by a calibration that knows them, nearly all look alike."""
     mixing = np.random.default_rng(0).normal(size=(60, 60)) / 8

@@ -17,6 +17,7 @@ from ml_collections import config_dict
 from numpy.testing import assert_allclose
 
 from diffad_jax import assembly, losses, objectives
+from diffad_jax.build import build
 from diffad_jax.errors import InputError
 from diffad_jax.parametrisation import Prediction, make_denoise
 from diffad_jax.process import Process, chain, diffuse, linear_betas
@@ -97,7 +98,7 @@ def test_weighted_losses_are_their_definitions(name: str) -> None:
         @jax.jit
         def of(x_0: Array, eps: Array, output: Array, t: Array) -> tuple[Prediction, Array, dict[str, Array]]:
             prediction = make_denoise(p, lambda x, t: output)(diffuse(p, x_0, t, eps), t)
-            weights = {w: losses.weight(p, t, w, gamma, sigma_data) for w in ("eps", "x_0", "v", "edm", "min_snr")}
+            weights = {w: losses.weight(p, t, w, gamma, sigma_data) for w in losses.WEIGHTINGS}
             ours = {name: losses.weighted(prediction, x_0, weight) for name, weight in weights.items()}
             return prediction, losses.simple(prediction, eps), ours
 
@@ -113,8 +114,8 @@ def test_weighted_losses_are_their_definitions(name: str) -> None:
             "edm": (n**2 + sigma_data**2) / (n * sigma_data) ** 2 * error,
             "min_snr": np.minimum(1 / n**2, gamma) * error,
         }
-        for weighting, elements in definitions.items():
-            assert_allclose(ours[weighting], elements.mean(axis=(1, 2)), rtol=1e-8, err_msg=weighting)
+        for weighting, found in ours.items():
+            assert_allclose(found, definitions[weighting].mean(axis=(1, 2)), rtol=1e-8, err_msg=weighting)
         assert_allclose(simple, definitions["eps"].mean(axis=(1, 2)), rtol=1e-8)
 
 
@@ -174,7 +175,7 @@ def test_a_focus_may_reach_the_ends_of_time(ends: tuple[float, float], share: fl
 
 @pytest.mark.parametrize("focus", [(0.5, 0.5), (0.6, 0.4), (0.5,), (0.1, 0.2, 0.3)])
 def test_a_focus_is_two_ascending_times(focus: tuple[float, ...]) -> None:
-    with pytest.raises(InputError, match="config.loss.focus: found .* allowed are two ascending times"):
+    with pytest.raises(InputError, match="^focus: found .* allowed are two ascending times"):
         objectives.weighted(PROCESSES["log_linear"], 1.0, focus=focus)
 
 
@@ -287,7 +288,29 @@ def off(x_t: Array, t: Array) -> Prediction:
 
 
 def test_times_of_the_grid_are_never_0() -> None:
-    assert_allclose(objectives.grid_time(jnp.array([0.0, 0.4999, 0.5]), 2), [0.5, 0.5, 1.0])
+    assert_allclose(objectives.grid_time(jnp.array([0.0, 0.4999, 0.5, 1.0]), 2), [0.5, 0.5, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("name", assembly.OBJECTIVES)
+def test_the_exact_denoiser_has_the_least_loss(name: str) -> None:
+    p, mean, deviation = PROCESSES["cosine"], np.zeros(3), np.full(3, 0.5)
+    given = {"process": p, "decoder": losses.gaussian_decoder(), "sigma_data": 1.0}
+    objective = jax.jit(build("loss", assembly.OBJECTIVES, {"name": name}, **given), static_argnums=0)
+    x_0, eps = np.random.default_rng(0).normal(size=(2, 4096, 3)).astype(np.float32) * [[[0.5]], [[1.0]]]
+    u = jnp.arange(4096) / 4096
+    exact = gaussian_denoise(p, mean, deviation, num_steps=1000)
+
+    def loss(scale: float) -> float:
+        """With x_0 predicted `scale` times as large, and the noise that then remains."""
+
+        def denoise(x_t: Array, t: Array) -> Prediction:
+            found = exact(x_t, t)
+            x_0 = scale * found.x_0
+            return Prediction(x_0, (x_t - p.alpha(t)[:, None] * x_0) / p.sigma(t)[:, None], found.variance_fraction)
+
+        return float(objective(denoise, x_0, u, eps).mean())
+
+    assert loss(1.0) < min(loss(0.9), loss(1.1))
 
 
 @pytest.mark.parametrize("weighting", ["edm", "min_snr"])

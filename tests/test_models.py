@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffad_jax import assembly
 from diffad_jax.errors import InputError
 from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.models.published import dit_params, unet_params
@@ -116,6 +117,10 @@ def test_dit_parameter_counts_are_the_published_ones(size: str, patch_size: int,
     tree = shapes(DiT(size, patch_size, learned_variance=True), 1, 32, 32, 4)
     label_table = 1001 * width
     assert sum(leaf.size for leaf in jax.tree.leaves(tree)) + label_table == published
+
+
+def test_every_network_that_a_config_may_name_stands_there() -> None:
+    assert {type(model) for model, _ in CASES.values()} == {*assembly.MODELS.values()}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,6 +1,9 @@
 """Numbers of a config that would train and score nonsense are refused before anything is written."""
 
+import inspect
 import json
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffad_jax import assembly, runs, settings, training, workdir
-from diffad_jax.calibration import calibrate
+from diffad_jax.calibration import COMBINATIONS, calibrate
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import one_class_split
 from diffad_jax.data.loading import load
 from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.errors import InputError, RunFailed
+from diffad_jax.parametrisation import make_denoise
 from diffad_jax.process import log_linear
 from diffad_jax.ranges import RANGES, check_ranges
 
@@ -64,6 +68,12 @@ from diffad_jax.ranges import RANGES, check_ranges
             r"config.score.num_steps: one_step takes no such argument \(reconstruction, encode_decode, bound would\); ",
         ),
         ("score.bias", 1, "config.score.bias: found 1, allowed is True or False"),
+        ("sampler.variance", "fixed", "config.sampler.variance: found 'fixed'; allowed are small, large, learned"),
+        ("sampler.variance", "learned", "variance: found 'learned', which needs a network with learned_variance=True"),
+        ("loss.weighting", "snr", "config.loss.weighting: found 'snr'; did you mean 'min_snr'"),
+        ("denoiser.predicts", "epsilon", "config.denoiser.predicts: found 'epsilon'; did you mean 'eps'"),
+        ("model.remat", "all", "config.model.remat: found 'all'; allowed are none, blocks, dots"),
+        ("model.attention_factors", (2,), "config.model.attention_factors: found \\(2,\\), allowed are some of"),
         ("scoring.calibration_rows", 1, "config.scoring.calibration_rows: found 1, allowed are numbers from 2"),
     ],
 )
@@ -102,12 +112,32 @@ def test_a_memory_of_too_few_normals_is_refused_before_training(tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
-def test_ranges_name_settings_that_there_are() -> None:
-    takers = [*assembly.PROCESSES.values(), *assembly.MODELS.values(), *assembly.DECODERS.values()]
-    takers += [*assembly.SAMPLERS.values(), *assembly.OBJECTIVES.values(), *assembly.SCORES.values()]
-    takers += [training.make_optimizer, training.Training, settings.Scoring, settings.MeshSize, Pipeline]
-    names = {name for taker in takers for name in taker.__annotations__} | {"seed", "sigma_data", "clip"}
-    assert {path.rpartition(".")[2] for path in RANGES} <= names
+TAKERS: dict[str, Iterable[Callable[..., Any]]] = {
+    "process": assembly.PROCESSES.values(),
+    "model": assembly.MODELS.values(),
+    "denoiser": [make_denoise],
+    "decoder": assembly.DECODERS.values(),
+    "optimizer": [training.make_optimizer],
+    "loss": assembly.OBJECTIVES.values(),
+    "sampler": assembly.SAMPLERS.values(),
+    "training": [training.Training],
+    "mesh": [settings.MeshSize],
+    "pipeline": [Pipeline],
+    "score": assembly.SCORES.values(),
+    "scoring": [settings.Scoring],
+}
+# The network knows its levels; the denoiser's and the training's are passed on.
+BOUNDED_ELSEWHERE = {"model.attention_factors", "loss.sigma_data", "optimizer.num_steps"}
+
+
+def test_every_number_that_a_config_may_set_has_a_range() -> None:
+    numbers, names = set(), {"seed"}
+    for section, takers in TAKERS.items():
+        for name, parameter in ((n, p) for taker in takers for n, p in inspect.signature(taker).parameters.items()):
+            names.add(f"{section}.{name}")
+            if re.search(r"\b(int|float)\b", str(parameter.annotation)):
+                numbers.add(f"{section}.{name}")
+    assert numbers - BOUNDED_ELSEWHERE <= RANGES.keys() <= names
 
 
 def refused(system: assembly.System, combination: str = "standardised_mean") -> None:
@@ -120,9 +150,8 @@ def test_what_takes_logarithms_is_refused_with_a_score_that_may_be_negative() ->
     config.score = {"name": "bound"}
     system = assembly.assemble(config, (5,))
     refused(system)
-    with pytest.raises(
-        InputError, match="config.scoring.combination: found 'fisher', .* are standardised_mean, nearest"
-    ):
+    rest = ", ".join(name for name, one in COMBINATIONS.items() if not one.logarithmic)
+    with pytest.raises(InputError, match=f"config.scoring.combination: found 'fisher', .* are {rest}"):
         refused(system, "fisher")
     pictures = assembly.assemble(tiny.get_config("digits"), (8, 8, 1))
     pictures = pictures._replace(score=pictures.score._replace(signed=True))
@@ -161,7 +190,7 @@ def test_networks_that_break_the_rules_are_refused(
 
 
 def test_noise_rises() -> None:
-    with pytest.raises(InputError, match="config.process: found noise_min 9, allowed is less than noise_max 8"):
+    with pytest.raises(InputError, match="^noise_min: found 9, allowed is less than noise_max 8"):
         log_linear(9.0, 8.0)
 
 

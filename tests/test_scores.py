@@ -11,7 +11,7 @@ from analytic import PROCESSES, amplitudes, flow, gaussian_denoise, marginal_var
 from jax import Array
 from numpy.testing import assert_allclose
 
-from diffad_jax import samplers, scores
+from diffad_jax import assembly, samplers, scores
 from diffad_jax.calibration import per_datum
 from diffad_jax.errors import InputError
 from diffad_jax.losses import gaussian_decoder
@@ -98,7 +98,7 @@ def test_encode_decode_returns_gaussian_data() -> None:
 def test_scores_that_need_two_steps_say_so() -> None:
     p = PROCESSES["cosine"]
     for score in (lambda: scores.encode_decode(p, num_steps=1), lambda: scores.bound(p, gaussian_decoder(), 1)):
-        with pytest.raises(InputError, match="config.score.num_steps: found 1, allowed for .* is 2 or more"):
+        with pytest.raises(InputError, match="^num_steps: found 1, allowed for .* is 2 or more"):
             score()
 
 
@@ -120,6 +120,10 @@ SCORES = {
     "encode_decode": lambda p: scores.encode_decode(p, (0.5,), 4),
     "bound": lambda p: scores.bound(p, gaussian_decoder(), 20),
 }
+
+
+def test_every_score_that_a_config_may_name_stands_there() -> None:
+    assert assembly.SCORES.keys() <= SCORES.keys()
 
 
 @pytest.mark.parametrize("name", SCORES)
