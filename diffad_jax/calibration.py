@@ -5,6 +5,7 @@ of normals and joins those of any datum, and its distance from the nearest norma
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -95,7 +96,7 @@ def scores_of_normals(
     Among themselves they look more typical than new normals do, the more so the more levels there are. One level that is only
     moved and stretched keeps its order, and calibrations that each do so differently would spoil that.
     """
-    if combination == "standardised_mean" and len(levels) == 1:
+    if COMBINATIONS[combination].errors_alone and len(levels) == 1:
         return np.asarray(standardised_mean(calibration, jnp.asarray(levels, jnp.float32)), np.float64)
     known = distances if len(distances) else np.ones(levels.shape[1])
 
@@ -127,7 +128,7 @@ def _held_out(levels: np.ndarray, test: Callable[[Calibration, Array], Array]) -
 
 
 def _fit(levels: np.ndarray) -> Calibration:
-    """A calibration whose log_tests, bank and units are still to be found."""
+    """A calibration without what is asked of distances."""
     logs = np.log(np.maximum(levels, TINY)).T
     unit = spread(logs)
     from sklearn.covariance import oas  # here: the import takes longer than the fit
@@ -135,9 +136,16 @@ def _fit(levels: np.ndarray) -> Calibration:
     covariance, _ = oas((logs - logs.mean(axis=0)) / unit, assume_centered=True)
     # A level without any spread, which OAS of data without any spread leaves at 0, would have no inverse.
     precision = np.linalg.pinv(covariance, hermitian=True) / np.outer(unit, unit)
-    to_be_found = np.array([[0.0] * 2, [1.0] * 2]), NOT_ASKED.bank, NOT_ASKED.units
-    fitted = (levels.mean(axis=1), spread(levels.T), logs.mean(axis=0), precision, *to_be_found)
-    return Calibration(*(jnp.asarray(value, jnp.float32) for value in fitted))
+    single = partial(jnp.asarray, dtype=jnp.float32)
+    return Calibration(
+        mean=single(levels.mean(axis=1)),
+        scale=single(spread(levels.T)),
+        log_mean=single(logs.mean(axis=0)),
+        log_precision=single(precision),
+        log_tests=single([[0, 0], [1, 1]]),
+        bank=single(NOT_ASKED.bank),
+        units=single(NOT_ASKED.units),
+    )
 
 
 def spread(rows: np.ndarray) -> np.ndarray:

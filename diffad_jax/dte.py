@@ -39,7 +39,7 @@ def variances(num_steps: int = NUM_STEPS) -> np.ndarray:
     return 1 - np.cumprod(1 - linear_betas(num_steps, 1e-4, 0.01))
 
 
-def diffuse(x_0: Array, u: Array, keys: Array) -> tuple[Array, Array]:
+def add_noise(x_0: Array, u: Array, keys: Array) -> tuple[Array, Array]:
     """x_t = x_0 + sigma_t eps, [B, D], and the step t in 0..T-1, int [B]; u [B] in [0, 1) places t, keys [B] draw eps.
 
     The mean does not shrink: only the variance tells the time (the process of the published code).
@@ -72,7 +72,7 @@ def network(params: Params, x: Array) -> Array:
 
 def categorical_loss(params: Params, x_0: Array, u: Array, keys: Array) -> Array:
     """-log p(bin(t) | x_t), bin(t) = floor(t K / T) with K = 7 bins of T = 300 steps: [B]."""
-    x_t, t = diffuse(x_0, u, keys)
+    x_t, t = add_noise(x_0, u, keys)
     log_p = jax.nn.log_softmax(network(params, x_t))
     return -jnp.take_along_axis(log_p, (t * NUM_BINS // NUM_STEPS)[:, None], axis=1)[:, 0]
 
@@ -114,7 +114,7 @@ def predicted_scale(params: Params, x: Array) -> Array:
 
 def inverse_gamma_loss(params: Params, x_0: Array, u: Array, keys: Array) -> Array:
     """-log InvGamma(sigma_t^2; D / 2 - 1, b(x_t)) a dimension: [B]."""
-    x_t, t = diffuse(x_0, u, keys)
+    x_t, t = add_noise(x_0, u, keys)
     variance = jnp.asarray(variances(), x_0.dtype)[t]
     dims = x_0.shape[-1]
     return inverse_gamma_nll(variance, gamma_shape(dims), predicted_scale(params, x_t)) / dims

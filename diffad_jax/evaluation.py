@@ -69,16 +69,16 @@ def reading(judge: Judge, combination: str, x_0: Array, maps: Array) -> Reading:
     shows nothing of the distance from the nearest normals.
     """
     if isinstance(judge, Memory):
-        scores, maps = memory.read(judge, maps)
+        scores, heat = memory.read(judge, maps)
         errors = scores
     else:
         distances = nearness.distances(judge.bank, judge.units, x_0) if len(judge.bank) else jnp.ones(len(x_0))
         levels = per_datum(maps)
         scores, errors = COMBINATIONS[combination].join(judge, levels, distances), standardised_mean(judge, levels)
-        maps = standardised_mean(judge, maps)
+        heat = standardised_mean(judge, maps)
     # What lies too far away may leave float32 once its errors are standardised or squared: more anomalous than all else.
     scores, errors = (jnp.nan_to_num(found, nan=HIGHEST, posinf=HIGHEST) for found in (scores, errors))
-    return Reading(scores, maps, errors)  # type: ignore[arg-type]
+    return Reading(scores, heat, errors)  # type: ignore[arg-type]
 
 
 def batch_reader(

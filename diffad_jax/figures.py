@@ -16,7 +16,7 @@ from diffad_jax.errors import InputError
 
 # The palette of Okabe and Ito (2008), which stays apart for every common form of colour blindness.
 NORMAL, ANOMALY = "#0072B2", "#D55E00"
-METHODS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 INK, MUTED, FAINT = "#1f2937", "#6b7280", "#e5e7eb"
 CHANCE: dict[str, Any] = {"color": "#9ca3af", "linewidth": 1, "linestyle": (0, (1, 2))}
@@ -153,7 +153,7 @@ def stroke(i: int) -> dict[str, Any]:
     """How the i-th method's line is drawn: the first wide and on top, the others with dashes that tell them apart too."""
     width, height = (2.6, 3) if i == 0 else (1.5, 2)
     dashes = DASHES[i % len(DASHES)]
-    return {"color": METHODS[i % len(METHODS)], "linestyle": dashes, "linewidth": width, "zorder": height}
+    return {"color": PALETTE[i % len(PALETTE)], "linestyle": dashes, "linewidth": width, "zorder": height}
 
 
 def with_legend(figure: Figure, title: str) -> Figure:

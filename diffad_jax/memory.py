@@ -133,7 +133,8 @@ def nearest(memory: Memory, statistics: Array) -> Array:
     size = min(places, max(1, TILE // batch))
     tiles = jnp.pad(query.reshape(batch, places, features), ((0, 0), (0, -places % size), (0, 0)))
     tiles = jnp.moveaxis(tiles.reshape(batch, -1, size, features), 1, 0)
-    least = jnp.moveaxis(jax.lax.map(of_tile, tiles), 0, 1).reshape(batch, -1)[:, :places].reshape(query.shape[:-1])
+    found = jnp.moveaxis(jax.lax.map(of_tile, tiles), 0, 1)
+    least = found.reshape(batch, -1)[:, :places].reshape(query.shape[:-1])
     return jnp.maximum(least + (query**2).sum(axis=-1), 0.0) / features
 
 

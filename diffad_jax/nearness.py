@@ -45,7 +45,7 @@ def units_of(bank: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _count(shape: tuple[int, ...]) -> int:
     """How many nearest normals a datum of a shape is compared with."""
-    return dte.neighbour_count(*shape) if len(shape) == 1 else 1
+    return dte.neighbour_count(shape[0]) if len(shape) == 1 else 1
 
 
 def _copies_at_0(found: Array, signatures: Array, units: Array) -> Array:

@@ -104,15 +104,15 @@ def reverse_log_variance(
     check_choice("variance", variance, VARIANCES)
     first = s <= 0
     lower, upper = jnp.where(first, t, s), jnp.where(first, jnp.minimum(2 * t, 1.0), t)
-    small = posterior_variance(process, lower, upper)
-    small = jnp.log(jnp.where(first, jnp.maximum(small, process.sigma(t) ** 2 / 2), small))
-    large = jnp.log(transition_variance(process, s, t))
-    small, large = expand(small, prediction.x_0), expand(large, prediction.x_0)
+    floor = jnp.where(first, process.sigma(t) ** 2 / 2, 0.0)
+    log_posterior = jnp.log(jnp.maximum(posterior_variance(process, lower, upper), floor))
+    log_transition = jnp.log(transition_variance(process, s, t))
+    small = expand(log_posterior, prediction.x_0)
     if variance == "small":
         return small
     if variance == "large":
         # Ho et al.'s fixed large variance also takes the clipped posterior at the last step of the chain.
-        return jnp.where(expand(first, prediction.x_0), small, large)
+        return expand(jnp.where(first, log_posterior, log_transition), prediction.x_0)
     if prediction.variance_fraction is None:
         raise InputError("variance: found 'learned', which needs a network with learned_variance=True")
-    return small + prediction.variance_fraction * (large - small)
+    return small + prediction.variance_fraction * (expand(log_transition, prediction.x_0) - small)

@@ -46,9 +46,8 @@ def _found(normal: np.ndarray, scores: np.ndarray, max_fpr: float) -> np.ndarray
 
     Where scores of defect-free pixels equal its own the curve runs straight from their first to their last.
     """
-    values, place = np.unique(
-        scores, return_inverse=True
-    )  # looked up in order, which spares the memory three jumps in four
+    # Looked up in order, which spares the memory three jumps in four.
+    values, place = np.unique(scores, return_inverse=True)
     first = 1 - np.searchsorted(normal, values, "right") / len(normal)
     last = 1 - np.searchsorted(normal, values, "left") / len(normal)
     slanted = np.clip(max_fpr - first, 0, last - first)

@@ -98,7 +98,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
         if (fsdp := fsdp_of(config)) > 1 and writes and whole:
             logging.warning(
                 "config.mesh.fsdp: %d splits nothing: no array of %d numbers or more has an axis that it divides",
-                *(fsdp, LARGE),
+                fsdp,
+                LARGE,
             )
         chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows, scoring.calibration_rows)
         learnt = Chosen(dataset.train, chosen, dataset.train.dtype) if len(held_out) else dataset.train
@@ -110,7 +111,9 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
     if writes and len(calibrating) < FEW:
         logging.warning(
             "%s: the threshold rests on %d normals, and needs %d: more than 5 %% of new normals may lie above it",
-            *(dataset.name, len(calibrating), FEW),
+            dataset.name,
+            len(calibrating),
+            FEW,
         )
     with distributed.together():
         if writes:

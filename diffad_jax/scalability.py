@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from diffad_jax import baselines, detector, results_file, runs, table
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError, check_choice
-from diffad_jax.figures import METHODS, MUTED, label, stroke, with_legend
+from diffad_jax.figures import MUTED, PALETTE, label, stroke, with_legend
 from diffad_jax.methods import Detection
 
 CLASSICAL = ("ocsvm", "iforest", "copod")
@@ -94,7 +94,7 @@ def draw(curves: Curves) -> Figure:
     largest = curves.resolutions[-1]
     label(bars, f"AUROC at {largest}x{largest}", "", "AUROC (%)")
     heights = [*(100 * curves.auroc[:, -1]), *PRINTED.values()]
-    colours = [METHODS[i % len(METHODS)] for i in range(len(curves.methods))] + [MUTED] * len(PRINTED)
+    colours = [PALETTE[i % len(PALETTE)] for i in range(len(curves.methods))] + [MUTED] * len(PRINTED)
     # A gap between what was measured here and what the paper prints.
     places = [*range(len(curves.methods)), *(len(curves.methods) + 0.6 + i for i in range(len(PRINTED)))]
     drawn = bars.bar(places, np.nan_to_num(heights), color=colours)
@@ -117,7 +117,7 @@ def draw(curves: Curves) -> Figure:
 
 def markdown(rows: Sequence[results_file.Row], curves: Curves, facts: Mapping[str, str]) -> str:
     """Both tables, methods by resolutions, the printed figures, and failures with their cause."""
-    head = [*(f"{size}x{size}" for size in curves.resolutions)]
+    head = [f"{size}x{size}" for size in curves.resolutions]
     text = "".join(f"- {key}: {value}\n" for key, value in facts.items())
     lines = [[method, *table.cells(curves.auroc[i])] for i, method in enumerate(curves.methods)]
     text += "\n" + table.grid(["AUROC (%)", *head], lines)

@@ -90,7 +90,10 @@ def _mesh(batch_size: int, fsdp: int = 1) -> Mesh:
     if mesh.size < (there := jax.device_count()):
         logging.warning(
             "config.training.batch_size: %d rows are split over %d of %d devices, multiples of %d over all",
-            *(batch_size, mesh.size, there, there),
+            batch_size,
+            mesh.size,
+            there,
+            there,
         )
     return mesh
 

@@ -19,6 +19,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.files import read_json, save_json, save_npz
 from diffad_jax.memory import Memory
 from diffad_jax.settings import Scoring
+from diffad_jax.training import Training
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
@@ -37,16 +38,26 @@ def flatten(tree: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
 
 # A run may go on with other numbers of devices, split otherwise, which changes its results by rounding, and dropout's masks.
 LAYOUT = (
-    *("config.mesh.", "config.parallel", "config.pipeline.workers", "config.pipeline.threads"),
-    *("config.model.remat", "config.model.unroll"),
+    "config.mesh.",
+    "config.parallel",
+    "config.pipeline.workers",
+    "config.pipeline.threads",
+    "config.model.remat",
+    "config.model.unroll",
 )
-DEFAULTS = flatten({"scoring": Scoring()._asdict(), "pipeline": Pipeline()._asdict()})
+DEFAULTS = flatten(
+    {
+        "training": Training._field_defaults,
+        "scoring": Scoring._field_defaults,
+        "pipeline": Pipeline._field_defaults,
+    }
+)
 
 
 def save_config(workdir: Path, config: ConfigDict) -> None:
     """Writes config.json, and refuses a directory that holds a run of another config, naming the differing keys.
 
-    Keys of LAYOUT may differ, and a setting that is left out is its default.
+    Keys of LAYOUT may differ, and of training, scoring and pipeline a setting that is left out is its default.
     """
     claim(workdir / "config.json", as_json(config), "config", "work directory", _identity)
 

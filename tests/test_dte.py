@@ -71,7 +71,7 @@ def test_noise_has_the_variance_of_its_step_and_bins_are_sevenths() -> None:
     assert dte.variances().shape == (300,) and 0.77 < dte.variances()[-1] < 0.79
     u = jnp.asarray([0.0, 0.5, 0.9999])
     x_0 = jnp.full((3, 20_000), 2.0)
-    x_t, t = dte.diffuse(x_0, u, jax.random.split(jax.random.key(0), 3))
+    x_t, t = dte.add_noise(x_0, u, jax.random.split(jax.random.key(0), 3))
     assert t.tolist() == [0, 150, 299]
     assert_allclose(x_t.mean(axis=1), 2, atol=0.03)
     assert_allclose(x_t.var(axis=1), dte.variances()[np.asarray(t)], rtol=0.05)
@@ -88,7 +88,7 @@ def test_noise_has_the_variance_of_its_step_and_bins_are_sevenths() -> None:
 def test_inverse_gamma_loss_is_least_at_the_true_scale() -> None:
     """For data at one point, |x|^2 / 2 is the scale; a network that says a constant does best near a fitted constant."""
     u, keys, x_0 = (jnp.arange(512) + 0.5) / 512, jax.random.split(jax.random.key(1), 512), jnp.zeros((512, 16))
-    x_t, t = dte.diffuse(x_0, u, keys)
+    x_t, t = dte.add_noise(x_0, u, keys)
 
     def loss(f: float) -> float:
         return float(dte.inverse_gamma_loss([(jnp.zeros((16, 1)), jnp.full(1, f))], x_0, u, keys).mean())

@@ -198,7 +198,7 @@ def test_a_run_may_be_laid_out_otherwise_when_it_goes_on(tmp_path: Path) -> None
     config = tiny.get_config()
     workdir.save_config(tmp_path, config)
     # Settings that say what is so anyway.
-    config.scoring.smoothing, config.pipeline = 0.0, {"flip": False}
+    config.scoring.smoothing, config.pipeline, config.training.keep = 0.0, {"flip": False}, "last"
     with config.ignore_type():
         config.data.anomalous_class = "0"
     workdir.save_config(tmp_path, config)

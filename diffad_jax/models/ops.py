@@ -197,12 +197,29 @@ def _line(x: Array, slope: Array, offset: Array) -> Array:
     return x.astype(jnp.float32) * slope[:, None, None] + offset[:, None, None]
 
 
-_apply = {
-    False: piece(lambda x, slope, offset: _line(x, slope, offset).astype(x.dtype)),
-    True: piece(lambda x, slope, offset: ((y := _line(x, slope, offset)) * jax.lax.logistic(y)).astype(x.dtype)),
-}
-_means = piece(lambda x: ((v := x.astype(jnp.float32)).mean((1, 2)), (v * v).mean((1, 2))))
-_sums = piece(lambda g, x: ((v := g.astype(jnp.float32)).sum((1, 2)), (v * x).sum((1, 2))))
+@piece
+def _plain(x: Array, slope: Array, offset: Array) -> Array:
+    return _line(x, slope, offset).astype(x.dtype)
+
+
+@piece
+def _with_silu(x: Array, slope: Array, offset: Array) -> Array:
+    y = _line(x, slope, offset)
+    return (y * jax.lax.logistic(y)).astype(x.dtype)
+
+
+@piece
+def _means(x: Array) -> tuple[Array, Array]:
+    """Of x and x^2 over the pixels."""
+    x = x.astype(jnp.float32)
+    return x.mean((1, 2)), (x * x).mean((1, 2))
+
+
+@piece
+def _sums(g: Array, x: Array) -> tuple[Array, Array]:
+    """Of g and g x over the pixels."""
+    g = g.astype(jnp.float32)
+    return g.sum((1, 2)), (g * x).sum((1, 2))
 
 
 @piece
@@ -221,7 +238,7 @@ def _join(g: Array, x: Array, slope: Array, constant: Array, linear: Array, *thr
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _normalise_forward(coefficients: Coefficients, silu: bool, residual: bool, x: Array, *parameters: Array) -> Any:
     means = _means(x)
-    y = _apply[silu](x, *coefficients(*means, *parameters))
+    y = (_with_silu if silu else _plain)(x, *coefficients(*means, *parameters))
     return (y, x if residual else None), (x, means, parameters)
 
 
