@@ -1,5 +1,6 @@
 """From a config to the pure functions of a run: process, network, loss, denoiser and score."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -78,7 +79,8 @@ def assemble(config: ConfigDict, shape: tuple[int, ...]) -> System:
         raise InputError(f"config.denoiser.learned_variance: found True, but {config.model.name} has no such output")
     sampler = build("sampler", SAMPLERS, config.sampler, process=forward)
     decoder = build("decoder", DECODERS, config.decoder)
-    score = build("score", SCORES, config.score, process=forward, sampler=sampler, decoder=decoder)
+    size = math.prod(shape)
+    score = build("score", SCORES, config.score, process=forward, sampler=sampler, decoder=decoder, size=size)
     crop = config.get("pipeline", {}).get("crop", 0)
     if crop and shape[:2] != (crop, crop):
         score, shape = patchwise(score, crop, (shape[0], shape[1])), (crop, crop, *shape[2:])

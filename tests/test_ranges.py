@@ -126,8 +126,8 @@ TAKERS: dict[str, Iterable[Callable[..., Any]]] = {
     "score": assembly.SCORES.values(),
     "scoring": [settings.Scoring],
 }
-# The network knows its levels; the denoiser's and the training's are passed on.
-BOUNDED_ELSEWHERE = {"model.attention_factors", "loss.sigma_data", "optimizer.num_steps"}
+# The network knows its levels; the others the program supplies.
+BOUNDED_ELSEWHERE = {"model.attention_factors", "loss.sigma_data", "optimizer.num_steps", "score.size"}
 
 
 def test_every_number_that_a_config_may_set_has_a_range() -> None:

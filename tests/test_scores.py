@@ -10,6 +10,7 @@ import pytest
 from analytic import PROCESSES, amplitudes, flow, gaussian_denoise, marginal_variance, negative_log_density
 from jax import Array
 from numpy.testing import assert_allclose
+from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from diffad_jax import assembly, samplers, scores
 from diffad_jax.calibration import per_datum
@@ -120,6 +121,23 @@ SCORES = {
     "encode_decode": lambda p: scores.encode_decode(p, (0.5,), 4),
     "bound": lambda p: scores.bound(p, gaussian_decoder(), 20),
 }
+
+
+def test_ranks_of_few_columns_do_not_hang_on_the_draws() -> None:
+    """With a denoiser that is no line: of one antithetic pairs alone take the noise out of the ranks."""
+    p, x_0 = PROCESSES["log_linear"], np.random.default_rng(1).normal(size=(300, 6)).astype(np.float32)
+
+    def denoise(x_t: Array, t: Array) -> Prediction:
+        found = jnp.tanh(2 * x_t)
+        return Prediction(found, (x_t - p.alpha(t) * found) / p.sigma(t))
+
+    def agreement(num_draws: int | None) -> float:
+        score = scores.reconstruction(p, samplers.ddim(p), (0.4,), 2, num_draws, size=6)
+        one, other = (maps(score, denoise, x_0, jax.random.key(i))[0] for i in range(2))
+        return float(spearmanr(one, other).statistic)
+
+    assert agreement(None) > 0.99 > agreement(4)
+    assert [scores.draws_for(size) for size in (1, 16, 21, 100, 512, 3072)] == [64, 64, 48, 10, 4, 4]
 
 
 def test_every_score_that_a_config_may_name_stands_there() -> None:
