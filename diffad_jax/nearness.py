@@ -59,8 +59,7 @@ def distances(bank: Array, units: Array, x: Array) -> Array:
     b_i: the signatures of normals, h_i: their units. k = 1 for pictures, `dte.neighbour_count(D)` for vectors, or as many as
     the bank holds. A row of infinite unit does not count (`neighbours.filled`).
     """
-    # Around the middle of the bank, as in `neighbours.knn_distances`.
-    middle, k = bank.mean(axis=0), min(_count(x.shape[1:]), len(bank))
+    middle, k = neighbours.middle_of(bank), min(_count(x.shape[1:]), len(bank))
     signatures = signature(x)
     found = _copies_at_0(neighbours.nearest(signatures - middle, bank - middle, units, k), signatures, units)
     count = jnp.minimum(k, jnp.isfinite(units).sum())

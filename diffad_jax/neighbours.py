@@ -23,8 +23,7 @@ def knn_distances(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | N
     """
     if not 1 <= k <= len(bank):
         raise InputError(f"k: found {k}, allowed is 1 to the {len(bank)} rows of the bank")
-    # Around the middle of the bank, since the candidates' squares lose digits far from the origin.
-    middle = bank.mean(axis=0, dtype=np.float64).astype(np.float32)
+    middle = middle_of(bank)
     bank = bank - middle
     rows, scale = filled(bank, np.ones(len(bank)) if units is None else units)
     found = [np.zeros((0, k), np.float32)]
@@ -35,6 +34,15 @@ def knn_distances(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | N
     return np.concatenate(found)
 
 
+def middle_of(bank: Any) -> Any:
+    """Where the bank [N, D] lies: [D], the median of about a thousand of its rows, which a few far ones do not move.
+
+    Distances are taken around it, since the candidates' squares (`nearest`) lose digits far from the origin.
+    """
+    median = jnp.median if isinstance(bank, Array) else np.median
+    return median(bank[:: -(-len(bank) // 1024)], axis=0).astype(bank.dtype)
+
+
 def shared_size(count: int) -> int:
     """The number of rows that a bank of `count` is filled up to, so that banks of about one size share compilations."""
     return 256 if count <= 256 else -(-count // 1024) * 1024
@@ -43,7 +51,7 @@ def shared_size(count: int) -> int:
 def filled(bank: Any, units: Any) -> tuple[Array, Array]:
     """The bank [N, D] and its units [N], with so many rows of infinite unit that banks of about one size have one shape.
 
-    The fillers are copies, so that the bank's middle stays where it was.
+    The fillers are copies, so that the bank's middle stays about where it was.
     """
     filler = shared_size(len(bank)) - len(bank)
     rows = jnp.resize(jnp.asarray(bank, jnp.float32), (len(bank) + filler, bank.shape[1]))

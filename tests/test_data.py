@@ -389,7 +389,10 @@ def test_whiten_takes_the_oas_covariance_to_the_identity(wide: np.ndarray, monke
     variance = rows.var(axis=0)
     variance[10] = 0.0  # The constant column.
     participation = variance.sum() ** 2 / (variance**2).sum()
-    scale = np.sqrt(variance + 0.1 * participation * np.median(variance[variance > 0]))
+    kurtosis = ((rows - rows.mean(axis=0)) ** 4).mean(axis=0) / np.where(variance > 0, variance**2, np.inf)
+    light, common = (kurtosis < 5) & (variance > 0), np.median(variance[variance > 0])
+    assert 0 < (3 * variance[light] < common).sum() < 59
+    scale = np.sqrt(variance + 0.1 * participation * np.where(light, np.minimum(3 * variance, common), common))
     transform = transforms.fit("whiten", wide, pooling=0.1)
     matrix = transform.arrays["matrix"] * scale[:, None]
     np.testing.assert_allclose(matrix.T @ oas(rows / scale)[0] @ matrix, np.eye(60), atol=1e-8)
@@ -398,6 +401,38 @@ def test_whiten_takes_the_oas_covariance_to_the_identity(wide: np.ndarray, monke
     assert (np.diff((np.linalg.inv(matrix) ** 2).sum(axis=1)) <= 1e-9).all()
     spheres = transforms.fit("whiten", wide, pooling=0.1, shrinkage=1.0).arrays["matrix"] * scale[:, None]
     np.testing.assert_allclose(spheres @ spheres.T, np.eye(60) * (spheres @ spheres.T)[0, 0], atol=1e-9)
+
+
+def test_a_measurement_in_a_small_unit_is_not_whitened_away() -> None:
+    """20 temperatures and a vibration, which goes wrong by 12 deviations; a rare activation of that size counts for less."""
+    generator = np.random.default_rng(0)
+    temperatures, vibration = generator.normal(0, 5, (900, 20)), generator.normal(0.1, 0.05, (900, 1))
+    rare = np.where(generator.random((900, 1)) < 0.02, 0.35, 0.0)
+    fault = np.eye(21)[20] * 0.6
+
+    def moved(column: np.ndarray) -> float:
+        rows = np.hstack([temperatures, column])
+        transform = transforms.fit("whiten", rows[:450], shrinkage=0.3)
+        off, normal = transform.apply(rows[450:] + fault), transform.apply(rows[450:])
+        return float(((off**2).sum(axis=1) > np.quantile((normal**2).sum(axis=1), 0.95)).mean())
+
+    assert moved(vibration) > 0.95
+    assert moved(rare) < 0.2
+
+
+@pytest.mark.parametrize("name", ["standardise", "whiten"])
+def test_a_record_that_would_hold_all_deviation_is_left_out_with_a_warning(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = np.random.default_rng(0).standard_t(3, size=(300, 6))
+    spoilt = np.insert(rows, 200, -999, axis=0)
+    with caplog.at_level("WARNING", "absl"):
+        clean = transforms.fit(name, rows)
+        assert not caplog.records
+        found = transforms.fit(name, spoilt)
+    assert "1 of 301 training rows lie so far off" in caplog.text and "(first: row 200)" in caplog.text
+    for key, array in clean.arrays.items():
+        np.testing.assert_allclose(found.arrays[key], array)
 
 
 def test_whiten_standardises_mixed_units_and_keeps_common_ones() -> None:

@@ -46,3 +46,9 @@ def test_distances_far_from_the_origin_are_those_near_it() -> None:
     near = knn_distances(bank[:100], bank, 5)
     far = knn_distances(bank[:100] + np.float32(10), bank + np.float32(10), 5)
     np.testing.assert_allclose(far, near, atol=5e-6)
+
+
+def test_one_row_far_away_costs_the_others_no_digits() -> None:
+    bank, x = RNG.normal(size=(300, 5)).astype(np.float32), RNG.normal(size=(40, 5)).astype(np.float32)
+    far = np.append(bank, np.full((1, 5), 1e9, np.float32), axis=0)
+    assert_allclose(knn_distances(x, far, 3), knn_distances(x, bank, 3), rtol=1e-5)

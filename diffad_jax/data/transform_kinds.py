@@ -4,14 +4,19 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from threadpoolctl import threadpool_limits
 
-from diffad_jax.data.dataset import Rows, chunks
+from diffad_jax.data.dataset import Chosen, Rows, chunks
 from diffad_jax.errors import InputError
 
 Arrays = dict[str, np.ndarray]
 
 MAX_WHITEN_WIDTH = 8192
+LIGHT_TAILS = 5.0  # a kurtosis: 3 of a normal distribution, 6 of a Laplace distribution
+MOST_LENT = 3.0  # of its own variance to a column with light tails
+MOST_OF_ALL = 0.2  # of all deviation that a training row may hold
+FEWEST = 20  # rows: of fewer a usual one may hold more than that
 
 
 class Kind(NamedTuple):
@@ -48,9 +53,8 @@ def _fit_range(train: Rows, low: float, high: float) -> Arrays:
 
 def _fit_standardise(train: Rows) -> Arrays:
     """(x - mean) / std per column; a constant column is divided by 1."""
-    mean, variance = _moments(train)
-    variance[variance == 0] = 1.0
-    return {"center": mean, "scale": 1.0 / np.sqrt(variance)}
+    _, mean, variance, _ = _spread_of(train)
+    return {"center": mean, "scale": 1.0 / np.sqrt(np.where(variance > 0, variance, 1.0))}
 
 
 def _scaled(arrays: Arrays, rows: np.ndarray) -> np.ndarray:
@@ -100,26 +104,30 @@ def _fit_whiten(train: Rows, pooling: float = 1.0, shrinkage: float = 0.0) -> Ar
     that is less, is a floor under the intensity rho of OAS: of few columns and many rows the covariance is known well. The
     scale s_j^2 = v_j + pooling PR median(v) of a column of variance v_j bends with the participation ratio PR = (sum v)^2 /
     sum v^2, the number of columns that share the variance: where a few columns hold it all, units are arbitrary and s nearly
-    standardises; where many share it, as in embeddings, the unit is common and s is nearly constant. pooling = 0
-    standardises. A constant column has the variance that the shrinkage lends it, the less the more rows agree.
+    standardises; where many share it, as in embeddings, the unit is common and s is nearly constant. In embeddings the small
+    columns are rare activations; one with light tails, a kurtosis below 5, is rather a measurement in a small unit, which the
+    common one would hide: for such a column 3 v_j stands in for the median where it is less. pooling = 0 standardises. A
+    constant column has the variance that the shrinkage lends it, the less the more rows agree.
 
     Source of the shrinkage: Chen et al. 2010, "Shrinkage algorithms for MMSE covariance estimation", eq. 23, in the form of
     scikit-learn's `oas`, which neglects the terms 2/p.
     Raises InputError on pooling below 0, shrinkage outside [0, 1] and more than 8192 columns.
     """
-    mean, variance = _moments(train)
-    if len(mean) > MAX_WHITEN_WIDTH:
-        raise InputError(f"transform 'whiten': {len(mean)} columns, allowed are up to {MAX_WHITEN_WIDTH}")
+    if (width := int(np.prod(train.shape[1:]))) > MAX_WHITEN_WIDTH:
+        raise InputError(f"transform 'whiten': {width} columns, allowed are up to {MAX_WHITEN_WIDTH}")
     if not 0 <= pooling < np.inf:
         raise InputError(f"transform 'whiten': pooling = {pooling}, allowed are numbers from 0")
     if not 0 <= shrinkage <= 1:
         raise InputError(f"transform 'whiten': shrinkage = {shrinkage}, allowed are 0 to 1")
+    train, mean, variance, kurtosis = _spread_of(train)
     if not variance.any():
-        return {"center": mean, "matrix": np.eye(len(mean))}
+        return {"center": mean, "matrix": np.eye(width)}
     participation = variance.sum() ** 2 / np.square(variance).sum()
-    square = variance + pooling * participation * np.median(variance[variance > 0])
+    common = np.median(variance[variance > 0])
+    lent = np.where(kurtosis < LIGHT_TAILS, np.minimum(common, MOST_LENT * variance), common)
+    square = variance + pooling * participation * lent
     unit = 1 / np.sqrt(np.where(square > 0, square, 1.0))
-    covariance = np.zeros((len(mean), len(mean)))
+    covariance = np.zeros((width, width))
     for start, stop in chunks(train):
         rows = (as_rows(train, start, stop) - mean) * unit
         covariance += rows.T @ rows
@@ -173,6 +181,53 @@ def span(x: Rows) -> tuple[float, float]:
         return np.iinfo(x.dtype).min, np.iinfo(x.dtype).max
     ends = [(rows.min(), rows.max()) for rows in (x[start:stop] for start, stop in chunks(x))]
     return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+class _Spread(NamedTuple):
+    """Mean, variance and kurtosis of each column of `rows`; a constant one has a variance of 0 and infinite kurtosis."""
+
+    rows: Rows
+    mean: np.ndarray
+    variance: np.ndarray
+    kurtosis: np.ndarray
+
+
+def _spread_of(train: Rows) -> _Spread:
+    """The spread of the training rows but for those, one in a hundred at most, that each hold more than a fifth of all of it.
+
+    One record of -999 in every column, as of a sensor that was off, would else make all others look alike: the whole of its
+    columns' deviation would be its own. Says what it leaves out.
+    """
+    rows, left_out = train, np.zeros(0, int)
+    kept = np.arange(len(train))
+    while True:
+        mean, variance = _moments(rows)
+        share, kurtosis = _shares(rows, mean, variance)
+        off = share > MOST_OF_ALL
+        if not off.any() or len(left_out) + off.sum() > max(1, len(train) // 100) or len(kept) < FEWEST:
+            break
+        left_out, kept = np.append(left_out, kept[off]), kept[~off]
+        rows = Chosen(train, kept, train.dtype)
+    if len(left_out):
+        logging.warning(
+            "%d of %d training rows lie so far off that each holds more than a fifth of all deviation: left out of mean and "
+            "deviation (first: row %d)",
+            len(left_out),
+            len(train),
+            left_out.min(),
+        )
+    return _Spread(rows, mean, variance, kurtosis)
+
+
+def _shares(x: Rows, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of rows [N, D]: the share [N] of each in the variance, the mean over columns that have some, and the kurtosis [D]."""
+    varied = variance > 0
+    share, fourth = np.zeros(len(x)), np.zeros(len(mean))
+    for start, stop in chunks(x):
+        square = np.square(as_rows(x, start, stop) - mean) / np.where(varied, variance, 1.0)
+        share[start:stop] = square @ varied / max(1, varied.sum()) / len(x)
+        fourth += np.square(square).sum(axis=0)
+    return share, np.where(varied, fourth / len(x), np.inf)
 
 
 def _moments(x: Rows) -> tuple[np.ndarray, np.ndarray]:
