@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.ndimage import gaussian_filter
 
 from diffad_jax.calibration import FOLDS, TINY, spread
 from diffad_jax.errors import InputError
@@ -31,8 +32,8 @@ MIN_NORMALS = 4
 class Memory(NamedTuple):
     """What is kept of normals with F statistics at h x w places.
 
-    mean, scale: [h, w, F], of each statistic at each place. whitening: [F, F]. bank: [M, F], whitened statistics. unit: [],
-    the mean squared distance of a place of a normal from other normals, divided by F.
+    mean, scale: [h, w, F], of each statistic at each place. whitening: [F, F]. bank: [M, F], whitened statistics.
+    unit: [h, w], the mean squared distance of a normal from other normals at this place, divided by F, see `remember`.
     """
 
     mean: Array
@@ -81,24 +82,30 @@ def remember(statistics: np.ndarray, seed: int) -> tuple[Memory, np.ndarray]:
     Each of ten random parts is scored by the memory of the others, since a window would find itself in its own; of fewer
     parts the memories would know so much less than the whole that new normals would score far below these. Statistics
     are standardised at each place, then whitened by their correlations C over all places, shrunk to 0.8 C + 0.2 I. The bank
-    holds all windows, or 2^20 of them drawn with `seed`.
+    holds all windows, or 2^20 of them drawn with `seed`. The unit of a place is the normals' mean distance there, blurred by
+    half a window: where an object seldom reaches, a normal's windows are of noise or rare, and lie far from all others. It is
+    scaled so that the normals' distances, each in a unit that others have set, are 1 on the mean.
     Raises InputError on fewer than 4 normals.
     """
     check_enough(len(statistics))
     order = np.random.default_rng(seed).permutation(len(statistics))
+    parts = np.array_split(order, min(FOLDS, len(order)))
     distances = np.empty(statistics.shape[:3], np.float32)
-    for own in np.array_split(order, min(FOLDS, len(order))):
-        others = np.delete(statistics, own, axis=0)
-        distances[own] = _in_parts(_remember(others, seed), statistics[own])
-    memory = _remember(statistics, seed)._replace(unit=jnp.float32(max(distances.mean(), TINY)))
-    return memory, np.asarray(_of_picture(memory, jnp.asarray(distances)))
+    for own in parts:
+        distances[own] = _in_parts(_remember(np.delete(statistics, own, axis=0), seed), statistics[own])
+    ratios = np.empty_like(distances)
+    for own in parts:
+        ratios[own] = distances[own] / _blurred_mean(np.delete(distances, own, axis=0))
+    excess = ratios.mean() or 1.0
+    unit = jnp.asarray(excess * _blurred_mean(distances), jnp.float32)
+    return _remember(statistics, seed)._replace(unit=unit), np.asarray(_of_picture(jnp.asarray(ratios / excess)))
 
 
 def read(memory: Memory, maps: Array) -> tuple[Array, Array]:
     """Maps [L, B, H, W] of a score -> (scores [B], anomaly maps [B, H, W]).
 
-    At each place d / m - 1, d the squared distance to the nearest window of the bank (`nearest`) and m the `unit`: about 0
-    for normals. The score is the mean of the highest hundredth of the places, the map is interpolated between them.
+    At each place d / m - 1, d the squared distance to the nearest window of the bank (`nearest`) and m the place's `unit`:
+    about 0 for normals. The score is the mean of the highest hundredth of the places, the map is interpolated between them.
     Raises InputError where the maps have another number of places than the memory.
     """
     statistics = local_statistics(maps)
@@ -107,9 +114,9 @@ def read(memory: Memory, maps: Array) -> tuple[Array, Array]:
             f"statistics.npz: its memory has {memory.mean.shape[:2]} places, pictures now give {statistics.shape[1:3]}; "
             "delete it and repeat the run's experiments.train command"
         )
-    distances = nearest(memory, statistics)
+    ratios = nearest(memory, statistics) / memory.unit
     shape = (maps.shape[1], *maps.shape[2:])
-    return _of_picture(memory, distances), jax.image.resize(distances / memory.unit - 1, shape, "linear")
+    return _of_picture(ratios), jax.image.resize(ratios - 1, shape, "linear")
 
 
 def nearest(memory: Memory, statistics: Array) -> Array:
@@ -138,11 +145,16 @@ def nearest(memory: Memory, statistics: Array) -> Array:
     return jnp.maximum(least + (query**2).sum(axis=-1), 0.0) / features
 
 
-def _of_picture(memory: Memory, distances: Array) -> Array:
-    """[B, h, w] -> [B]: the mean of the highest hundredth, in units of the normals."""
-    places = distances.reshape(len(distances), -1)
+def _blurred_mean(distances: np.ndarray) -> np.ndarray:
+    """The mean of normals' distances [N, h, w] at each place, blurred by half a window: [h, w]."""
+    return np.maximum(gaussian_filter(distances.mean(axis=0), WINDOW / 2), TINY)
+
+
+def _of_picture(ratios: Array) -> Array:
+    """Distances in units [B, h, w] -> [B]: the mean of the highest hundredth, less 1."""
+    places = ratios.reshape(len(ratios), -1)
     highest, _ = jax.lax.top_k(places, max(1, round(TOP * places.shape[1])))
-    return highest.mean(axis=1) / memory.unit - 1
+    return highest.mean(axis=1) - 1
 
 
 def _remember(statistics: np.ndarray, seed: int) -> Memory:
