@@ -136,7 +136,6 @@ def test_the_numbers_by_which_data_frames_name_columns_are_names(tmp_path: Path)
         ("a,b\n1,2\n,4\n", "line 3: found '' in column 'a', allowed are numbers"),
         ("1,2\n3,4\n5\n", "line 3 has 1 cells, expected are the 2 of the first"),
         ("a,b\n1,2\n3,4,5\n", "line 3 has 3 cells, expected are the 2 of the first"),
-        ("a;b\n1;2\n", "line 2: found '1;2' in column 'a;b', allowed are numbers, parted by commas"),
         ("1,2\n3,red\n", "line 2: found 'red' in column '1', allowed are numbers"),
         ("a,b\n1,2#x\n", "line 2: found '2#x' in column 'b'"),
         ("1.5,NA\n2,3\n", "the first line holds '1.5' beside words; name every column by a word, or fill gaps"),
@@ -155,7 +154,13 @@ def test_the_numbers_by_which_data_frames_name_columns_are_names(tmp_path: Path)
         ("a,Label\n1,0\n", "column 'Label' looks like labels; call it y"),
         ("a,Y\n1,0\n", "column 'Y' looks like labels; call it y"),
         ("a,is_fraud\n1,0\n", "column 'is_fraud' looks like labels; call it y"),
+        ("a,isfraud\n1,0\n", "column 'isfraud' looks like labels; call it y"),
+        ("a,FraudFound_P\n1,0\n", "column 'FraudFound_P' looks like labels; call it y"),
+        ("a,ground_truth\n1,0\n", "column 'ground_truth' looks like labels; call it y"),
+        ("a,is_normal\n1,0\n", "column 'is_normal' looks like labels; call it y"),
         ("a,Outlier_label\n1,0\n", "column 'Outlier_label' looks like labels; call it y"),
+        ("a;b\n1,5;2\n", "looks parted by ';'; allowed are cells parted by commas, and points within numbers"),
+        ("a\tb\n1\t2\n", r"looks parted by '\\t'; allowed are cells parted by commas"),
         ("\n1,2,3\n\n4,5\n", "line 4 has 2 cells, expected are the 3 of the first"),
         ("a,b\n", "holds no rows"),
         ("", "holds no rows"),
@@ -167,6 +172,20 @@ def test_what_is_no_table_of_numbers_is_told_in_one_line(content: str, message: 
     with pytest.raises(InputError, match=rf"rows\.csv: {message}") as caught, warnings.catch_warnings(action="error"):
         read(path)
     assert "\n" not in str(caught.value)
+
+
+def test_columns_that_hardly_are_values_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = np.random.default_rng(0).normal(size=(40, 2))
+    for names, columns, words in [
+        (["a", "b", "failure"], [*values.T, np.arange(40) % 2], "learns 'failure', its last, of 0 and 1"),
+        (["id", "a", "b"], [np.arange(1, 41), *values.T], "learns column 'id', which counts the rows"),
+        (["on", "a", "b"], [np.arange(40) % 2, *values.T], ""),
+    ]:
+        caplog.clear()
+        path = save_csv(tmp_path / "odd.csv", names, columns)
+        with caplog.at_level("WARNING", "absl"):
+            load({"name": "adbench_folder", "path": str(path)})
+        assert words in caplog.text and bool(caplog.records) == bool(words)
 
 
 def test_files_that_are_none_are_told(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def adbench(
         raise InputError(f"path: none given and {DATA_DIR_VARIABLE} is not set, one of them must name the data folder")
     file = _locate(Path(path), name, base_url)
     stored = row_files.read(file)
+    row_files.warn_of_odd_columns(stored, str(file))
     X, y, name, source = stored.X, stored.labels(), file.stem, str(file)
     found = one_class_split(X, y, name, protocol=protocol, seed=seed, source=source, normals_alone=normals_alone)
     return found._replace(columns=stored.columns)

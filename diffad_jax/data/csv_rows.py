@@ -24,10 +24,15 @@ def read_csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as text ({first_line(error)})") from error
+        raise InputError(f"{path}: cannot be read as text ({first_line(error)}); save it as UTF-8") from error
     lines = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
     rows = _rows(path, lines)
     head = [cell.strip() for cell in next(rows, [])]
+    if mark := next((mark for mark in ";\t" if any(mark in cell for cell in head)), None):
+        raise InputError(
+            f"{path}: looks parted by {mark!r}; allowed are cells parted by commas, and points within numbers (pandas: "
+            f"read_csv({path.name!r}, sep={mark!r}, decimal=',').to_csv({path.name!r}, index=False))"
+        )
     named = _are_names(path, head)
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of an empty file, refused below

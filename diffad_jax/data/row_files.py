@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from diffad_jax.data.csv_rows import read_csv
 from diffad_jax.data.dataset import checked
@@ -15,7 +16,9 @@ SUFFIXES = (".npz", ".npy", ".csv")
 LABELS = "y"
 # What a table may call its labels, alone or as the last word.
 LIKE_LABELS = re.compile(
-    r"(?i:y|class|target)|(?:.*[^A-Za-z]|.*[a-z](?=[A-Z]))?(?i:labels?|anomal(?:y|ies|ous)|outliers?|fraud)"
+    r"(?i:y|y_?true|class|target|ground[ _]?truth|(?:is)?_?normal|fraud_?(?:bool|flag|found\w*))"
+    r"|(?:.*[^A-Za-z]|.*[a-z](?=[A-Z])|is)?"
+    r"(?i:labels?|anomal(?:y|ies|ous)|abnormal|outliers?|fraud|defective|faulty|malicious|intrusion)"
 )
 
 
@@ -57,6 +60,24 @@ def read(path: str | Path) -> Stored:
                 f"{path}: holds {sorted(archive.files)}, array {LABELS} is missing; without it X must be alone"
             )
     return Stored(arrays["X"], arrays.get(LABELS))
+
+
+def warn_of_odd_columns(stored: Stored, source: str) -> None:
+    """Says which columns of a table are to be learnt though they look like labels without a name for it, or row numbers."""
+    for place, name in enumerate(stored.columns):
+        column = stored.X[:, place]
+        if stored.y is None and name == stored.columns[-1] and set(np.unique(column)) == {0, 1}:
+            logging.warning(
+                "%s: has no column %s, so that all %d rows are normals, and learns %r, its last, of 0 and 1; if that tells "
+                "anomalies, call it %s",
+                source,
+                LABELS,
+                len(column),
+                name,
+                LABELS,
+            )
+        if len(column) > 2 and (np.diff(column) == 1).all():
+            logging.warning("%s: learns column %r, which counts the rows; leave row numbers out", source, name)
 
 
 def labelled(path: str | Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
