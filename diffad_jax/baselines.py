@@ -14,6 +14,7 @@ from diffad_jax.data.dataset import evenly_spaced
 from diffad_jax.errors import InputError, check_choice
 
 MAX_OCSVM_ROWS = 10_000
+MAX_MAHALANOBIS_WIDTH = 8192
 
 
 def fit_score(name: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -70,8 +71,18 @@ def knn(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
 
 
 def mahalanobis(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-    """Squared Mahalanobis distance to the training mean under the OAS-shrunk covariance (Chen et al. 2010)."""
+    """Squared Mahalanobis distance to the training mean under the OAS-shrunk covariance (Chen et al. 2010).
+
+    Raises InputError as `check_width` does.
+    """
+    check_width(["mahalanobis"], train.shape[1])
     return OAS().fit(train.astype(np.float64)).mahalanobis(test.astype(np.float64))
+
+
+def check_width(names: Iterable[str], width: int) -> None:
+    """Raises InputError where one of the baselines would hold a matrix of width x width that memory may not."""
+    if "mahalanobis" in names and width > MAX_MAHALANOBIS_WIDTH:
+        raise InputError(f"mahalanobis: found {width} values a datum, allowed are up to {MAX_MAHALANOBIS_WIDTH}")
 
 
 def check_installed(names: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from diffad_jax.calibration import COMBINATIONS
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.detector import Trained
 from diffad_jax.figures import Pictures
-from diffad_jax.metrics import metrics
+from diffad_jax.metrics import above_threshold, metrics
 from diffad_jax.pixel_metrics import aupro, pixel_auroc
 from diffad_jax.report import Result, most_and_least
 
@@ -60,8 +60,10 @@ def _with_maps(trained: Trained, dataset: Dataset) -> Measured:
 
 def summary(trained: Trained, measured: Sequence[Measured], seconds: float) -> dict[str, Any]:
     """What metrics.json holds: the mean figures of the test sets, what they rest on, and under "tests" those of each."""
-    tests = {one.dataset.name: one.figures for one in measured}
-    facts = trained.statistics.facts
+    facts, threshold = trained.statistics.facts, trained.statistics.threshold
+    tests = {
+        one.dataset.name: one.figures | above_threshold(one.dataset.labels, one.scores, threshold) for one in measured
+    }
     return {
         **{key: float(np.mean([test[key] for test in tests.values()])) for key in next(iter(tests.values()))},
         "n_train": int(facts["n_train"]),

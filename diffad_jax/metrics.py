@@ -54,6 +54,13 @@ def threshold(normal_scores: ArrayLike, quantile: float = 0.95) -> float:
     return float(np.quantile(s, quantile, method="weibull"))
 
 
+def above_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> dict[str, float]:
+    """The shares of normals (label 0), which it promises, and of anomalies (1) that score above a threshold."""
+    called, labels = np.asarray(scores) > threshold, np.asarray(labels)
+    kinds = {"normals_above_threshold": 0, "anomalies_above_threshold": 1}
+    return {key: float(called[labels == label].mean()) for key, label in kinds.items()}
+
+
 def bootstrap_intervals(
     labels: ArrayLike, scores: ArrayLike, seed: int, *, level: float = 0.95, resamples: int = 1000
 ) -> dict[str, Interval]:

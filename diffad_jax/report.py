@@ -11,7 +11,14 @@ from diffad_jax import figures
 from diffad_jax.errors import InputError
 from diffad_jax.figures import Pictures
 from diffad_jax.files import slug, write_atomically
-from diffad_jax.metrics import LOWER_IS_BETTER, METRICS, auroc_by_group, bootstrap_intervals, metrics
+from diffad_jax.metrics import (
+    LOWER_IS_BETTER,
+    METRICS,
+    above_threshold,
+    auroc_by_group,
+    bootstrap_intervals,
+    metrics,
+)
 from diffad_jax.pages import facts_html, figure_html, page, table_html
 
 PIXEL_METRICS = {"pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
@@ -82,6 +89,17 @@ def summary_table(results: Sequence[Result]) -> str:
     if lines := _pixel_lines(results):
         blocks.append(_aligned([["pixels (%)", *PIXEL_METRICS.values()], *([name, *cells] for name, cells in lines)]))
     return "\n\n".join(blocks)
+
+
+def threshold_lines(results: Sequence[Result]) -> str:
+    """What of each setting lies above its threshold, as plain text; nothing where none has one."""
+    rows = [
+        [result.name, *(_percent(share) for share in above_threshold(result.labels, scores, result.threshold).values())]
+        for result in results
+        if result.threshold is not None
+        for scores in [next(iter(result.scores.values()))]
+    ]
+    return _aligned([["above the threshold (%)", "normals", "anomalies"], *rows]) if rows else ""
 
 
 def write_report(path: Path, title: str, results: Sequence[Result], config: Mapping[str, str]) -> Path:
@@ -235,10 +253,9 @@ def _with_interval(value: float, interval: tuple[float, float]) -> str:
 def _at_threshold(result: Result) -> str:
     if result.threshold is None:
         return ""
-    labels, called = np.asarray(result.labels), np.asarray(next(iter(result.scores.values()))) > result.threshold
-    found, false = (100 * called[labels == value].mean() for value in (1, 0))
-    return f"""<p>Above the threshold {result.threshold:.4g}, taken from training normals, lie {found:.1f} % of the
-anomalies and {false:.1f} % of the normals.</p>"""
+    false, found = above_threshold(result.labels, next(iter(result.scores.values())), result.threshold).values()
+    return f"""<p>Above the threshold {result.threshold:.4g}, taken from training normals, lie {100 * found:.1f} % of the
+anomalies and {100 * false:.1f} % of the normals.</p>"""
 
 
 def _config(config: Mapping[str, str]) -> str:

@@ -30,7 +30,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.files import read_json, save_json
 from diffad_jax.measurement import measure, result, summary
 from diffad_jax.photos import as_trained, check_pictures
-from diffad_jax.report import Result, summary_table, write_report
+from diffad_jax.report import Result, summary_table, threshold_lines, write_report
 from experiments import cli
 
 cli.distributed_flags()
@@ -60,6 +60,7 @@ def evaluate_run(directory: Path) -> list[Result]:
     trained = detector.load(directory, BATCH_SIZE.value)
     with together():
         datasets = tests_of(trained)
+        baselines.check_width(BASELINES.value, math.prod(trained.statistics.transform.shape))
     check_alike({f"{directory}, {dataset.name}": fingerprint(dataset.test) for dataset in datasets})
     try:
         measured, seconds = measure(trained, datasets)
@@ -209,9 +210,10 @@ def main(_: list[str]) -> None:
     results = told_apart(found)
     if jax.process_index() > 0:
         return
-    print(summary_table(results))
     title = f"diffad_jax: {root.name}"
+    # Written first: whoever reads what is printed may stop before its end.
     report = write_report(root / f"report{suffix()}.html", title, results, config_of(directories))
+    print("\n\n".join(filter(None, [summary_table(results), threshold_lines(results)])))
     shown = ", ".join(str(directory / f"metrics{suffix()}.json") for directory in directories[:3])
     print(f"\nmetrics: {shown}{' ...' if len(directories) > 3 else ''}")
     print(f"report with pictures: {report.resolve()}")

@@ -77,6 +77,11 @@ def test_mahalanobis_is_that_of_scikit_learn(zeros: Dataset) -> None:
     np.testing.assert_allclose(fit_score("mahalanobis", zeros.train, zeros.test), expected.mahalanobis(test), rtol=1e-3)
 
 
+def test_mahalanobis_of_whole_photos_is_refused() -> None:
+    with pytest.raises(InputError, match="mahalanobis: found 49152 values a datum, allowed are up to 8192"):
+        fit_score("mahalanobis", np.eye(3, 49152), np.eye(3, 49152))
+
+
 def test_large_training_sets_are_thinned_for_ocsvm(monkeypatch: pytest.MonkeyPatch, zeros: Dataset) -> None:
     full = fit_score("ocsvm", zeros.train, zeros.test)
     monkeypatch.setattr(baselines, "MAX_OCSVM_ROWS", 40)

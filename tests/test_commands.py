@@ -96,6 +96,8 @@ def test_train_and_evaluate_leave_metrics_report_and_logs(done: tuple[Path, Fini
     assert b"grad_norm" in events.read_bytes()
     assert str(workdir / "metrics.json") in evaluated.out and str(workdir / "report.html") in evaluated.out
     assert f"{100 * metrics['auroc']:.2f}" in evaluated.out
+    assert "above the threshold (%)" in evaluated.out
+    assert f"{100 * metrics['normals_above_threshold']:.2f}" in evaluated.out
     # What the score, which joins two tests, says without the second.
     run = detector.load(workdir)
     levels = make_levels(run.system, run.params, 0, 256)(run.statistics.transform.apply(dataset.test))

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve  # type: ignore[import-untyped]
 
 from diffad_jax.errors import InputError
-from diffad_jax.metrics import auroc_by_group, bootstrap_intervals, metrics, threshold
+from diffad_jax.metrics import above_threshold, auroc_by_group, bootstrap_intervals, metrics, threshold
 
 
 def test_hand_counted_case() -> None:
@@ -59,6 +59,11 @@ def test_threshold_is_the_quantile_of_the_normals() -> None:
             threshold(bad)
     with pytest.raises(InputError, match="quantile: found 95"):
         threshold([1, 2], 95)
+
+
+def test_what_lies_above_the_threshold_is_told_of_each_kind() -> None:
+    found = above_threshold([0, 0, 0, 0, 1, 1], [0.1, 0.5, 0.6, 0.2, 0.9, 0.5], 0.5)
+    assert found == {"normals_above_threshold": 0.25, "anomalies_above_threshold": 0.5}
 
 
 def test_bootstrap_intervals_have_the_width_of_the_theory() -> None:
