@@ -24,6 +24,8 @@ class DiffusionDetector(BaseEstimator):
 
     method: "ours" (diffusion time in local units, `dte.adaptive`: no network), "dte_np", or "ddpm", "dit" and "dte_c",
     which train one; see `methods`. false_alarms: the share of new normals that are called anomalous, in (0, 0.5].
+    ordered: whether the rows follow each other in time, as those of a sensor do: neighbours are then alike, and the
+    folds are runs of rows, as a row's neighbours in a random fold would make new ones look strange.
     random_state: of the networks, of the folds, and of which rows are kept where they are many, as scikit-learn takes it.
 
     A row's score is the higher, the more normal it is, and `predict` calls those below `offset_` anomalous, -1. The offset
@@ -41,10 +43,12 @@ class DiffusionDetector(BaseEstimator):
         method: str = "ours",
         *,
         false_alarms: float = 0.05,
+        ordered: bool = False,
         random_state: int | np.random.RandomState | None = 0,
     ):
         self.method = method
         self.false_alarms = false_alarms
+        self.ordered = ordered
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: object = None) -> Self:
@@ -55,7 +59,8 @@ class DiffusionDetector(BaseEstimator):
         rows: np.ndarray = validate_data(self, X, dtype=DTYPES, ensure_min_samples=MIN_TRAIN_ROWS)
         fit, random = METHODS[self.method], check_random_state(self.random_state)
         seed = random.randint(2**31 - 1)
-        fold = random.permutation(len(rows)) % FOLDS
+        place = random.permutation(len(rows))
+        fold = np.arange(len(rows)) * FOLDS // len(rows) if self.ordered else place % FOLDS
         self.scores_ = np.empty(len(rows))
         for i in range(FOLDS):
             self.scores_[fold == i] = -fit(rows[fold != i], seed)(rows[fold == i])
