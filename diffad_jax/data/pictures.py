@@ -17,6 +17,8 @@ FITS = ("crop", "stretch")
 ON_ERROR = ("fail", "skip")
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 CHECKED_AT_ONCE = 1024
+LOOKED_AT = 8
+DEEP = 65535
 
 File = TypeVar("File")
 
@@ -68,9 +70,11 @@ def readable(files: Sequence[Path], on_error: str = "fail") -> list[Path]:
     """The files to use: "fail" takes all, and a bad one raises when it is read; "skip" drops what cannot be decoded.
 
     "skip" decodes every file once, in threads, and logs one warning that counts and names the files that it dropped.
+    Another tells of 16-bit files that hold a camera's 10 to 14 bits, of which few levels are left.
     Raises InputError on another `on_error`.
     """
     check_choice("on_error", on_error, ON_ERROR)
+    _warn_of_few_levels(files)
     if on_error == "fail":
         return list(files)
     faults: list[str | None] = []
@@ -80,6 +84,27 @@ def readable(files: Sequence[Path], on_error: str = "fail") -> list[Path]:
     if found := [fault for fault in faults if fault]:
         logging.warning("skipped %d of %d pictures: %s", len(found), len(files), "; ".join(found))
     return [file for file, fault in zip(files, faults) if not fault]
+
+
+def _warn_of_few_levels(files: Sequence[Path]) -> None:
+    """Looks at a few files, evenly spaced."""
+    largest = 0.0
+    for file in files[:: max(1, len(files) // LOOKED_AT)]:
+        try:
+            with Image.open(file) as image:
+                if not image.mode.startswith(("I", "F")):
+                    return
+                largest = max(largest, float(np.asarray(image).max()))
+        except Exception:  # As in `_decode`, where it is told.
+            return
+    if 1 < largest < DEEP / 4:
+        logging.warning(
+            "%s: pictures of more than 8 bits with values up to %d alone, of %d: %d grey levels are left; multiply them",
+            files[0].parent,
+            largest,
+            DEEP,
+            largest // 257 + 1,
+        )
 
 
 class Decoded(ABC, Generic[File]):
