@@ -17,10 +17,9 @@ from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.files import write_atomically
 from diffad_jax.photos import Tolerant, as_trained, check_pictures
-from diffad_jax.score_table import Counts, ScoreTable, claim_scores
+from diffad_jax.score_table import UNREADABLE, Counts, ScoreTable, claim_scores
 from diffad_jax.workdir import Statistics
 
-UNREADABLE = ("path", "cause")
 BRIGHTEST = 5  # times the usual error
 
 

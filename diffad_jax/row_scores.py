@@ -2,22 +2,31 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from diffad_jax import csv_files
+from diffad_jax.data.dataset import nonfinite
 from diffad_jax.data.row_files import unlabelled
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.files import write_atomically
-from diffad_jax.score_table import COLUMNS, Counts, claim_scores, score_lines
+from diffad_jax.score_table import COLUMNS, UNREADABLE, Counts, claim_scores, score_lines
 
 
-def score_rows(trained: Trained, file: Path, out: Path) -> Counts:
+def score_rows(trained: Trained, file: Path, out: Path, on_error: str = "skip") -> Counts:
     """Scores the rows of a file, see `row_files.unlabelled`: out/scores.csv, whose path is the row's number.
 
-    Raises InputError, naming the file, where it cannot be read, does not fit the run or is not finite, and where `out` holds
-    other scores.
+    out/unreadable.csv: the rows that are not finite, which have no score. Raises InputError, naming the file, where it cannot
+    be read, does not fit the run, holds no row that is finite or, with on_error "fail" (rather than "skip"), one that is
+    not, and where `out` holds other scores.
     """
     rows, columns = unlabelled(file)
     rows = trained.statistics.arranged(rows, columns, str(file))
+    bad = nonfinite(rows) if on_error == "skip" and rows.dtype.kind == "f" and rows.ndim > 1 else np.zeros(0, int)
+    if len(bad) == len(rows) > 0:
+        raise InputError(f"{file}: none of its {len(rows)} rows is finite")
+    numbers = np.delete(np.arange(len(rows)), bad)
+    rows = rows[numbers] if len(bad) else rows
     try:  # before anything is written
         trained.statistics.transform.check(rows)
     except InputError as error:
@@ -26,6 +35,7 @@ def score_rows(trained: Trained, file: Path, out: Path) -> Counts:
         raise InputError(f"{file}: holds no rows")
     claim_scores(out, trained, file)  # before the work, which another's directory would waste
     scores = trained.score(rows)
-    table = score_lines(map(str, range(len(rows))), scores, trained.statistics)
+    table = score_lines(map(str, numbers), scores, trained.statistics)
+    write_atomically(out / "unreadable.csv", csv_files.lines([UNREADABLE, *((row, "not finite") for row in bad)]))
     write_atomically(out / "scores.csv", csv_files.lines([COLUMNS, *table]))
-    return Counts(len(table), len(table), sum(row[3] for row in table), 0)
+    return Counts(len(table), len(table), sum(row[3] for row in table), len(bad))

@@ -14,6 +14,7 @@ from diffad_jax.files import write_atomically
 from diffad_jax.workdir import Statistics, claim
 
 COLUMNS = ("path", "score", "probability", "label")
+UNREADABLE = ("path", "cause")
 
 
 class Counts(NamedTuple):

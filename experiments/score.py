@@ -7,8 +7,8 @@ A file is an `.npz` of X, an `.npy` or a `.csv`, and the path of a row is its nu
 path, score, probability (1 - conformal p-value among the training normals, no probability of an anomaly), label (1: anomalous
 by the threshold of the normals), and with --heat_maps a PNG for each picture. Of a folder, a command that was stopped goes
 on, pictures that have come since are added, and those that have changed are scored again; the rows of a file are scored anew.
-What cannot be read is listed in unreadable.csv and tried again the next time; with --on_error=fail the first such file ends
-the command with exit code 2.
+What cannot be read, and rows with gaps or values that are not finite, are listed in unreadable.csv and tried again the next
+time; with --on_error=fail the first of them ends the command with exit code 2.
 """
 
 from pathlib import Path
@@ -31,7 +31,9 @@ INPUT = flags.DEFINE_string(
 OUT = flags.DEFINE_string("out", None, "Directory for the scores.", required=True)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Data scored at once, if not as the config says.", lower_bound=1)
 HEAT_MAPS = flags.DEFINE_boolean("heat_maps", False, "Write a heat map of each picture.")
-FAULTS = flags.DEFINE_enum("on_error", "skip", ON_ERROR, "What to do about pictures that cannot be read.")
+FAULTS = flags.DEFINE_enum(
+    "on_error", "skip", ON_ERROR, "What to do about pictures that cannot be read, and rows with gaps."
+)
 
 
 def main(_: list[str]) -> None:
@@ -43,14 +45,13 @@ def main(_: list[str]) -> None:
     if of_rows and HEAT_MAPS.value:
         raise InputError(f"--heat_maps: allowed with a folder of pictures, {root} is a file")
     if of_rows:
-        counts = score_rows(trained, root, out)
+        counts = score_rows(trained, root, out, FAULTS.value)
         print(f"scored: {counts.scored} rows: {out / 'scores.csv'}")
     else:
         counts = score_folder(trained, root, picture_folder(root), out, HEAT_MAPS.value, FAULTS.value)
         print(f"scored: {counts.scored} pictures, {counts.new} of them now: {out / 'scores.csv'}")
     print(f"anomalous by the threshold of the normals, {trained.statistics.threshold:.6g}: {counts.anomalous}")
-    if not of_rows:
-        print(f"unreadable: {counts.unreadable}: {out / 'unreadable.csv'}")
+    print(f"unreadable: {counts.unreadable}: {out / 'unreadable.csv'}")
 
 
 if __name__ == "__main__":

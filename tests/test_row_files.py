@@ -188,6 +188,13 @@ def test_columns_that_hardly_are_values_are_warned_of(tmp_path: Path, caplog: py
         assert words in caplog.text and bool(caplog.records) == bool(words)
 
 
+def test_gaps_are_read_where_rows_are_scored_and_refused_where_they_are_learnt(tmp_path: Path) -> None:
+    (tmp_path / "gap.csv").write_text("a,b\n1,2\n3,\n5,6\n")
+    np.testing.assert_array_equal(unlabelled(tmp_path / "gap.csv")[0], [[1, 2], [3, np.nan], [5, 6]])
+    with pytest.raises(InputError, match="gap.csv: line 3: found '' in column 'b'"):
+        read(tmp_path / "gap.csv")
+
+
 def test_files_that_are_none_are_told(tmp_path: Path) -> None:
     (tmp_path / "picture.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)

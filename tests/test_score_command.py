@@ -240,6 +240,18 @@ def test_rows_of_a_file_are_scored(
         rows = rows_of(tmp_path / f"out_{name}")
         assert [row["path"] for row in rows] == ["0", "1", "2", "3"]
         np.testing.assert_allclose([float(row["score"]) for row in rows], expected, rtol=1e-4)
+    spoilt = pictures.astype(np.float32)
+    spoilt[1, 0, 0, 0] = np.nan
+    np.save(tmp_path / "gap.npy", spoilt)
+    finished = score(workdir, tmp_path / "gap.npy", tmp_path / "out_gap")
+    assert finished.code == 0 and "scored: 3 rows" in finished.out and "unreadable: 1" in finished.out, finished
+    np.testing.assert_allclose(
+        [float(row["score"]) for row in rows_of(tmp_path / "out_gap")], trained.score(pictures)[[0, 2, 3]], rtol=1e-4
+    )
+    assert [row["path"] for row in rows_of(tmp_path / "out_gap")] == ["0", "2", "3"]
+    assert (tmp_path / "out_gap" / "unreadable.csv").read_text() == "path,cause\n1,not finite\n"
+    strict = score(workdir, tmp_path / "gap.npy", tmp_path / "out_strict", "--on_error=fail")
+    assert strict.code == 2 and "gap.npy: transform: 1 of 4 rows are not finite" in strict.err
     np.save(tmp_path / "wide.npy", np.zeros((4, 7)))
     refused = score(workdir, tmp_path / "wide.npy", tmp_path / "out_wide")
     assert refused.code == 2 and "wide.npy: transform: data is float64 (4, 7)" in refused.err

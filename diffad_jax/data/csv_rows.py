@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -15,11 +16,12 @@ from diffad_jax.errors import InputError, first_line
 BOOLEANS = {"true": "1", "false": "0"}
 
 
-def read_csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+def read_csv(path: Path, gaps: bool = False) -> tuple[np.ndarray, tuple[str, ...]]:
     """Read the values [n, D] of a file of cells parted by commas, and the names of its columns, () where it has none.
 
-    "0,1,2" are names, as data frames without names have them; True and False are 1 and 0.
-    Raises InputError where it cannot be read, on words and gaps, and where names are missing, twice, or may be values.
+    "0,1,2" are names, as data frames without names have them; True and False are 1 and 0. gaps: empty cells are NaN.
+    Raises InputError where it cannot be read, on words and, unless `gaps`, on gaps, and where names are missing, twice, or
+    may be values.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -42,7 +44,8 @@ def read_csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         values = np.zeros((0, 0))
     if not values.size or values.shape[1] != len(head):
         first = [] if named or not head else [head]
-        values = _values(path, lines, chain(first, rows), head if named else [str(i) for i in range(len(head))])
+        places = [str(i) for i in range(len(head))]
+        values = _values(path, lines, chain(first, rows), head if named else places, gaps)
     return values, tuple(head) if named else ()
 
 
@@ -75,8 +78,8 @@ def _are_names(path: Path, head: Sequence[str]) -> bool:
     return True
 
 
-def _values(path: Path, lines: Any, rows: Iterable[list[str]], names: Sequence[str]) -> np.ndarray:
-    """What np.loadtxt, which is fast, does not read: booleans; raises InputError on what is no table.
+def _values(path: Path, lines: Any, rows: Iterable[list[str]], names: Sequence[str], gaps: bool) -> np.ndarray:
+    """What np.loadtxt, which is fast, does not read: booleans and gaps; raises InputError on what is no table.
 
     rows: those of the csv.reader `lines`. names: of the columns, or their places, from 0.
     """
@@ -85,7 +88,7 @@ def _values(path: Path, lines: Any, rows: Iterable[list[str]], names: Sequence[s
         if len(cells) != len(names):
             cause = f"has {len(cells)} cells, expected are the {len(names)} of the first, parted by commas"
             raise InputError(f"{path}: line {lines.line_num} {cause}")
-        found.append([_number(cell) for cell in cells])
+        found.append([math.nan if gaps and not cell.strip() else _number(cell) for cell in cells])
         if None in found[-1]:
             place = found[-1].index(None)
             cause = f"found {cells[place]!r} in column {names[place]!r}, allowed are numbers, parted by commas"

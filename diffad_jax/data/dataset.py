@@ -70,17 +70,14 @@ class Dataset(NamedTuple):
     columns: tuple[str, ...] = ()
 
 
-def first_nonfinite(rows: Rows) -> tuple[int, int]:
-    """Count the rows of [n, ...] that are not finite as float32: (count, index of the first or -1), in bounded memory."""
-    count, first = 0, -1
+def nonfinite(rows: Rows) -> np.ndarray:
+    """The numbers of the rows of [n, ...] that are not finite as float32, in bounded memory."""
+    found = [np.zeros(0, int)]
     for start, stop in chunks(rows):
         with np.errstate(over="ignore"):
             values = rows[start:stop].astype(np.float32, copy=False)
-        bad = np.flatnonzero(~np.isfinite(values.reshape(stop - start, -1)).all(axis=1))
-        if len(bad) and first < 0:
-            first = start + int(bad[0])
-        count += len(bad)
-    return count, first
+        found.append(start + np.flatnonzero(~np.isfinite(values.reshape(stop - start, -1)).all(axis=1)))
+    return np.concatenate(found)
 
 
 def chunks(rows: Rows) -> list[tuple[int, int]]:
@@ -131,10 +128,9 @@ def checked(X: ArrayLike, y: ArrayLike, source: str, normals_alone: bool = False
     if not isinstance(X, np.memmap):
         with np.errstate(over="ignore"):
             X = X.astype(_precision(X, y), copy=False)
-    count, first = first_nonfinite(X)
-    if count:
+    if len(bad := nonfinite(X)):
         raise InputError(
-            f"{source}: {count} of {len(X)} rows of X are not finite as float32 (first: row {first}): "
+            f"{source}: {len(bad)} of {len(X)} rows of X are not finite as float32 (first: row {bad[0]}): "
             "fill or remove them"
         )
     return (X[..., None] if X.ndim == 3 else X), y.astype(np.int64)

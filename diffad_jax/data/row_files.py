@@ -39,8 +39,8 @@ class Stored(NamedTuple):
         return np.zeros(self.X.shape[:1], int) if self.y is None else self.y
 
 
-def read(path: str | Path) -> Stored:
-    """Read a file of data.
+def read(path: str | Path, gaps: bool = False) -> Stored:
+    """Read a file of data; with `gaps` an empty cell of a `.csv` is NaN.
 
     `.npz`: the arrays X and y, or X and nothing else, since another may be labels. `.npy`: X. `.csv`: a table as `read_csv`
     reads it, of which a column named y is the labels.
@@ -52,7 +52,7 @@ def read(path: str | Path) -> Stored:
     if path.suffix.lower() == ".npy":
         return Stored(read_npy(path), None)
     if path.suffix.lower() == ".csv":
-        return _labels_apart(path, *read_csv(path))
+        return _labels_apart(path, *read_csv(path, gaps))
     arrays = read_arrays(path, ("X",), (LABELS,))
     with np.load(path) as archive:
         if LABELS not in arrays and len(archive.files) > 1:
@@ -94,13 +94,13 @@ def labelled(path: str | Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]
 def unlabelled(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
     """Read data to score: X [n, D], [n, H, W] (gets C = 1) or [n, H, W, C] as stored, without labels, and columns.
 
-    Raises InputError as `read` does; other arrays than X of an `.npz` are not read.
+    Empty cells of a `.csv` are NaN. Raises InputError as `read` does; other arrays than X of an `.npz` are not read.
     """
     columns: tuple[str, ...] = ()
     if Path(path).suffix.lower() == ".npz":
         X = read_arrays(path, ("X",))["X"]
     else:
-        X, _, columns = read(path)
+        X, _, columns = read(path, gaps=True)
     return X[..., None] if X.ndim == 3 else X, columns
 
 

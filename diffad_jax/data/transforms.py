@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffad_jax.build import build
-from diffad_jax.data.dataset import Rows, chunks, first_nonfinite
+from diffad_jax.data.dataset import Rows, chunks, nonfinite
 from diffad_jax.data.transform_kinds import KINDS, Arrays, as_rows, span
 from diffad_jax.errors import InputError
 
@@ -142,6 +142,5 @@ def check_rows(x: Rows, shape: tuple[int, ...]) -> None:
     if x.dtype.kind not in "fiub" or len(x.shape) == 0 or x.shape[1:] != shape:
         expected = ", ".join(map(str, ("n", *shape)))
         raise InputError(f"transform: data is {x.dtype} {x.shape}, allowed are numbers [{expected}]")
-    count, first = first_nonfinite(x) if x.dtype.kind == "f" else (0, -1)
-    if count:
-        raise InputError(f"transform: {count} of {len(x)} rows are not finite (first: row {first})")
+    if x.dtype.kind == "f" and len(bad := nonfinite(x)):
+        raise InputError(f"transform: {len(bad)} of {len(x)} rows are not finite as float32 (first: row {bad[0]})")
