@@ -59,6 +59,6 @@ def get_config(model: str = "unet") -> ConfigDict:
     if model in SUITES["cpu"]:
         config.score = {"name": "one_step", "times": (0.5,), "num_draws": 1}
     else:
-        config.score = {"name": "reconstruction", "times": (0.25,), "num_steps": 5, "num_draws": 1}
+        config.score = {"name": "reconstruction", "times": (0.25,), "num_steps": 5}
     config.scoring = {"batch_size": BATCH_SIZES[model]}
     return config

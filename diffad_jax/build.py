@@ -60,7 +60,8 @@ def _call(
     for argument, parameter in parameters.items():
         if parameter.default is parameter.empty and argument not in arguments and argument in settable:
             raise InputError(f"config.{key}.{argument}: {name} needs it")
-    with naming(key, settable):
+    # What readers of data say begins with a path, whose first word may be an argument's name.
+    with naming(key, settable if key != "data" else ()):
         return target(**arguments)
 
 
@@ -70,8 +71,8 @@ def naming(key: str, arguments: Collection[str]) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        words = re.match(r"\w+", str(error))
-        if words and words[0] in arguments:
+        words = re.match(r"(\w+)[:=]", str(error))
+        if words and words[1] in arguments:
             raise InputError(f"config.{key}.{error}") from error
         raise
 

@@ -146,8 +146,12 @@ def nearest(memory: Memory, statistics: Array) -> Array:
 
 
 def _blurred_mean(distances: np.ndarray) -> np.ndarray:
-    """The mean of normals' distances [N, h, w] at each place, blurred by half a window: [h, w]."""
-    return np.maximum(gaussian_filter(distances.mean(axis=0), WINDOW / 2), TINY)
+    """The mean of normals' distances [N, h, w] at each place, blurred by half a window: [h, w].
+
+    No less than a hundredth of that over all places: where all normals agree the least difference would outweigh all else.
+    """
+    mean = distances.mean(axis=0)
+    return np.maximum(gaussian_filter(mean, WINDOW / 2), max(mean.mean() / 100, TINY))
 
 
 def _of_picture(ratios: Array) -> Array:

@@ -55,7 +55,7 @@ def threshold(normal_scores: ArrayLike, quantile: float = 0.95) -> float:
 
 
 def above_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> dict[str, float]:
-    """The shares of normals (label 0), which it promises, and of anomalies (1) that score above a threshold."""
+    """The shares of normals (label 0), which it promises, and of anomalies (1) above a threshold; both must be there."""
     called, labels = np.asarray(scores) > threshold, np.asarray(labels)
     kinds = {"normals_above_threshold": 0, "anomalies_above_threshold": 1}
     return {key: float(called[labels == label].mean()) for key, label in kinds.items()}

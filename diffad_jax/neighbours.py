@@ -40,7 +40,7 @@ def middle_of(bank: Any) -> Any:
     Distances are taken around it, since the candidates' squares (`nearest`) lose digits far from the origin.
     """
     median = jnp.median if isinstance(bank, Array) else np.median
-    return median(bank[:: -(-len(bank) // 1024)], axis=0).astype(bank.dtype)
+    return median(bank[:: -(-len(bank) // 1024)], axis=0).astype(np.float32)
 
 
 def shared_size(count: int) -> int:

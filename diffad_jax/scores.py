@@ -165,7 +165,7 @@ def reconstruction(
     sampler: samplers.Sampler,
     times: Sequence[float] = (0.25,),
     num_steps: int = 10,
-    num_draws: int | None = None,
+    num_draws: int | None = 1,
     distance: str = "l2",
     bias: bool = False,
     gradients: bool = False,

@@ -38,7 +38,7 @@ def with_steps(trained: detector.Trained, sampler: str, num_steps: int, normals:
     config = trained.config.copy_and_resolve_references()
     with config.unlocked():
         config.sampler = {"name": sampler}
-        config.score = {"name": "reconstruction", "times": (TIME.value,), "num_steps": num_steps, "num_draws": 1}
+        config.score = {"name": "reconstruction", "times": (TIME.value,), "num_steps": num_steps}
         config.scoring.combination = "standardised_mean"
     transform, settings = trained.statistics.transform, scoring_of(config)
     system = assemble(config, transform.shape)

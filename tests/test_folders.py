@@ -167,13 +167,15 @@ def test_unreadable_files_are_skipped_counted_and_named_on_request(tmp_path: Pat
         readable(files, "ignore")
 
 
-@pytest.mark.parametrize(("bits", "levels"), [(12, 16), (10, 4), (16, 0), (8, 0)])
+@pytest.mark.parametrize(("bits", "levels"), [(12, 17), (10, 5), (16, 0), (8, 0)])
 def test_a_camera_of_12_bits_in_files_of_16_is_told(
     bits: int, levels: int, tmp_path: Path, warnings: list[str]
 ) -> None:
     kind = np.uint8 if bits == 8 else np.uint16
     ramp = np.linspace(0, 2**bits - 1, 4096).reshape(64, 64).astype(kind)
-    readable([write(tmp_path / f"{i}.png", ramp) for i in range(3)])
+    files = [write(tmp_path / f"{i}.png", ramp) for i in range(3)]
+    readable(files)
+    assert not levels or len(np.unique(read_picture(files[0], 1))) == levels
     assert [f"{levels} grey levels are left" in line for line in warnings] == [True] * bool(levels)
 
 

@@ -111,6 +111,21 @@ def test_places_where_normals_lie_far_apart_hide_no_defect_elsewhere() -> None:
     assert np.mean(scores(normal, made.unit) > np.quantile(of_normals, 0.95)) < 0.15
 
 
+def test_one_normal_that_differs_where_all_others_agree_hides_no_defect() -> None:
+    def drawn(count: int, seed: int) -> np.ndarray:
+        statistics = np.random.default_rng(seed).normal(size=(count, 16, 32, 6)).astype(np.float32)
+        statistics[:, :, 12:] = 0
+        return statistics
+
+    normals = drawn(40, 0)
+    normals[7, :2, 30:] = 5
+    made, of_normals = remember(normals, seed=0)
+    damaged = drawn(10, 1)
+    damaged[:, 6:9, 4:7] += 6
+    found = np.asarray(memory._of_picture(nearest(made, jnp.asarray(damaged)) / made.unit))
+    assert found.min() > np.quantile(of_normals, 0.95)
+
+
 def test_new_normals_pass_the_threshold_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     smooth = gaussian_filter(rng.normal(size=(8, 2, 240, SIZE, SIZE)), (0, 0, 0, 2, 2))

@@ -157,7 +157,7 @@ def test_the_numbers_by_which_data_frames_name_columns_are_names(tmp_path: Path)
         ("a,isfraud\n1,0\n", "column 'isfraud' looks like labels; call it y"),
         ("a,FraudFound_P\n1,0\n", "column 'FraudFound_P' looks like labels; call it y"),
         ("a,ground_truth\n1,0\n", "column 'ground_truth' looks like labels; call it y"),
-        ("a,is_normal\n1,0\n", "column 'is_normal' looks like labels; call it y"),
+        ("a,is_normal\n1,0\n", "column 'is_normal' looks like labels; put 1 - it as y in its place"),
         ("a,Outlier_label\n1,0\n", "column 'Outlier_label' looks like labels; call it y"),
         ("a;b\n1,5;2\n", "looks parted by ';'; allowed are cells parted by commas, and points within numbers"),
         ("a\tb\n1\t2\n", r"looks parted by '\\t'; allowed are cells parted by commas"),

@@ -30,7 +30,7 @@ def read_csv(path: Path, gaps: bool = False) -> tuple[np.ndarray, tuple[str, ...
     lines = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
     rows = _rows(path, lines)
     head = [cell.strip() for cell in next(rows, [])]
-    if mark := next((mark for mark in ";\t" if any(mark in cell for cell in head)), None):
+    if len(head) == 1 and (mark := next(filter(head[0].__contains__, ";\t"), None)):
         raise InputError(
             f"{path}: looks parted by {mark!r}; allowed are cells parted by commas, and points within numbers (pandas: "
             f"read_csv({path.name!r}, sep={mark!r}, decimal=',').to_csv({path.name!r}, index=False))"

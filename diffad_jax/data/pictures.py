@@ -103,7 +103,7 @@ def _warn_of_few_levels(files: Sequence[Path]) -> None:
             files[0].parent,
             largest,
             DEEP,
-            largest // 257 + 1,
+            round(largest / 257) + 1,
         )
 
 
@@ -199,8 +199,8 @@ def _eight_bits(image: Image.Image, labels: bool) -> Image.Image:
     low, high = values.min(), values.max()
     # Floats up to 1 are on another scale: on this one they would be black without a word. A NaN fails every comparison.
     fractions = 0 < high < 1 or (high == 1 and image.mode == "F" and not labels)
-    if not (low >= 0 and high <= 65535) or fractions:
-        raise ValueError(f"mode {image.mode}, values {low:g} to {high:g}, allowed are 0 to 65535")
+    if not (low >= 0 and high <= DEEP) or fractions:
+        raise ValueError(f"mode {image.mode}, values {low:g} to {high:g}, allowed are 0 to {DEEP}")
     scaled = np.rint(values / 257)
     return Image.fromarray((np.maximum(scaled, values > 0) if labels else scaled).astype(np.uint8))
 

@@ -16,9 +16,9 @@ SUFFIXES = (".npz", ".npy", ".csv")
 LABELS = "y"
 # What a table may call its labels, alone or as the last word.
 LIKE_LABELS = re.compile(
-    r"(?i:y|y_?true|class|target|ground[ _]?truth|(?:is)?_?normal|fraud_?(?:bool|flag|found\w*))"
-    r"|(?:.*[^A-Za-z]|.*[a-z](?=[A-Z])|is)?"
-    r"(?i:labels?|anomal(?:y|ies|ous)|abnormal|outliers?|fraud|defective|faulty|malicious|intrusion)"
+    r"(?i:y|y_?true|class|target|ground[ _]?truth|fraud_?(?:bool|flag|found(?:_?p)?))"
+    r"|(?i:(?:is_?)?(?:normal|abnormal|defective|faulty|malicious|intrusion))"
+    r"|(?:.*[^A-Za-z]|.*[a-z](?=[A-Z])|is)?(?i:labels?|anomal(?:y|ies|ous)|outliers?|fraud)"
 )
 
 
@@ -112,7 +112,9 @@ def _labels_apart(path: Path, values: np.ndarray, columns: tuple[str, ...]) -> S
             raise InputError(f"{path}: holds {LABELS} alone")
         return Stored(np.delete(values, place, axis=1), values[:, place], (*columns[:place], *columns[place + 1 :]))
     if odd := [name for name in columns if LIKE_LABELS.fullmatch(name)]:
+        turned = re.fullmatch("(?i:(?:is_?)?normal)", odd[0])
+        advice = f"put 1 - it as {LABELS} in its place" if turned else f"call it {LABELS}"
         raise InputError(
-            f"{path}: column {odd[0]!r} looks like labels; call it {LABELS} (0 normal, 1 anomaly), or leave it out"
+            f"{path}: column {odd[0]!r} looks like labels; {advice} (0 normal, 1 anomaly), or leave it out"
         )
     return Stored(values, None, columns)

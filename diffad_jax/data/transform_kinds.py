@@ -15,8 +15,8 @@ Arrays = dict[str, np.ndarray]
 MAX_WHITEN_WIDTH = 8192
 LIGHT_TAILS = 5.0  # a kurtosis: 3 of a normal distribution, 6 of a Laplace distribution
 MOST_LENT = 3.0  # of its own variance to a column with light tails
-MOST_OF_ALL = 0.2  # of all deviation that a training row may hold
-FEWEST = 20  # rows: of fewer a usual one may hold more than that
+MOST_OF_ALL = 0.5  # of all deviation that a hundredth of the training rows may hold
+FEWEST = 20  # rows: of fewer a usual one may hold that
 
 
 class Kind(NamedTuple):
@@ -193,29 +193,27 @@ class _Spread(NamedTuple):
 
 
 def _spread_of(train: Rows) -> _Spread:
-    """The spread of the training rows but for those, one in a hundred at most, that each hold more than a fifth of all of it.
+    """The spread of the training rows but for the farthest, one in a hundred at most, where these hold most of it.
 
-    One record of -999 in every column, as of a sensor that was off, would else make all others look alike: the whole of its
-    columns' deviation would be its own. Says what it leaves out.
+    A few records of -999 in every column, as of a sensor that was off, would else make all others look alike: the whole of
+    the columns' deviation would be theirs. Says what it leaves out.
     """
-    rows, left_out = train, np.zeros(0, int)
-    kept = np.arange(len(train))
-    while True:
-        mean, variance = _moments(rows)
-        share, kurtosis = _shares(rows, mean, variance)
-        off = share > MOST_OF_ALL
-        if not off.any() or len(left_out) + off.sum() > max(1, len(train) // 100) or len(kept) < FEWEST:
-            break
-        left_out, kept = np.append(left_out, kept[off]), kept[~off]
-        rows = Chosen(train, kept, train.dtype)
-    if len(left_out):
+    rows, (mean, variance) = train, _moments(train)
+    share, kurtosis = _shares(rows, mean, variance)
+    far = np.argsort(share)[::-1][: max(1, len(train) // 100)]
+    if len(train) >= FEWEST and share[far].sum() > MOST_OF_ALL:
+        off = far[share[far] > share.max() / 100]
         logging.warning(
-            "%d of %d training rows lie so far off that each holds more than a fifth of all deviation: left out of mean and "
-            "deviation (first: row %d)",
-            len(left_out),
+            "%d of %d training rows lie so far off that they hold %.0f %% of all deviation: left out of mean and deviation "
+            "(first: row %d)",
+            len(off),
             len(train),
-            left_out.min(),
+            100 * share[off].sum(),
+            off.min(),
         )
+        rows = Chosen(train, np.delete(np.arange(len(train)), off), train.dtype)
+        mean, variance = _moments(rows)
+        _, kurtosis = _shares(rows, mean, variance)
     return _Spread(rows, mean, variance, kurtosis)
 
 
