@@ -59,9 +59,7 @@ def distances(bank: Array, units: Array, x: Array) -> Array:
     b_i: the signatures of normals, h_i: their units. k = 1 for pictures, `dte.neighbour_count(D)` for vectors, or as many as
     the bank holds. A row of infinite unit does not count (`neighbours.filled`).
     """
-    # Pictures' signatures are of one length, so that none lies far off, and their mean is found sooner than a median.
-    middle = neighbours.middle_of(bank) if x.ndim == 2 else bank.mean(axis=0)
-    k = min(_count(x.shape[1:]), len(bank))
+    middle, k = neighbours.middle_of(bank), min(_count(x.shape[1:]), len(bank))
     signatures = signature(x)
     found = _copies_at_0(neighbours.nearest(signatures - middle, bank - middle, units, k), signatures, units)
     count = jnp.minimum(k, jnp.isfinite(units).sum())

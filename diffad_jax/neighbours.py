@@ -11,6 +11,7 @@ from jax import Array
 from diffad_jax.errors import InputError
 
 BATCH = 512  # rows of x a pass: distances to 32,768 rows take 64 MiB
+AMID = 64  # rows of a bank, about, whose median is found for every batch
 CANDIDATES = 16  # a row whose quick distances are noise is likely among so many
 
 
@@ -35,12 +36,12 @@ def knn_distances(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | N
 
 
 def middle_of(bank: Any) -> Any:
-    """Where the bank [N, D] lies: [D], the median of about a thousand of its rows, which a few far ones do not move.
+    """Where the bank [N, D] lies: [D], the median of some of its rows, which a few far ones do not move.
 
     Distances are taken around it, since the candidates' squares (`nearest`) lose digits far from the origin.
     """
     median = jnp.median if isinstance(bank, Array) else np.median
-    return median(bank[:: -(-len(bank) // 1024)], axis=0).astype(np.float32)
+    return median(bank[:: -(-len(bank) // AMID)], axis=0).astype(np.float32)
 
 
 def shared_size(count: int) -> int:

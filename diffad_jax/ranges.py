@@ -82,9 +82,20 @@ RANGES = {
     "scoring.picture_time": TIME,
     "scoring.picture_steps": COUNT,
 }
-MODEL_SECTIONS = ("transform", "process", "model", "denoiser", "decoder")
-TRAINING_SECTIONS = ("loss", "optimizer", "training")
-SECTIONS = ("seed", *MODEL_SECTIONS, *TRAINING_SECTIONS, "sampler", "score", "scoring")
+SECTIONS = (
+    "seed",
+    "transform",
+    "process",
+    "model",
+    "denoiser",
+    "loss",
+    "optimizer",
+    "training",
+    "sampler",
+    "decoder",
+    "score",
+    "scoring",
+)
 OPTIONAL_SECTIONS = ("data", "pipeline", "parallel", "mesh")
 CHOICES = {"model.dtype": ("float32", "bfloat16"), "training.keep": ("last", "best"), "parallel": ("jit", "pmap")}
 LISTS = ("model.channel_multipliers", "loss.focus", "score.times")

@@ -93,12 +93,8 @@ def summary_table(results: Sequence[Result]) -> str:
 
 def threshold_lines(results: Sequence[Result]) -> str:
     """What of each setting lies above its threshold, as plain text; nothing where none has one."""
-    rows = [
-        [result.name, *(_percent(share) for share in above_threshold(result.labels, scores, result.threshold).values())]
-        for result in results
-        if result.threshold is not None
-        for scores in [next(iter(result.scores.values()))]
-    ]
+    shares = {result.name: _above(result) for result in results}
+    rows = [[name, *map(_percent, found.values())] for name, found in shares.items() if found]
     return _aligned([["above the threshold (%)", "normals", "anomalies"], *rows]) if rows else ""
 
 
@@ -250,10 +246,17 @@ def _with_interval(value: float, interval: tuple[float, float]) -> str:
     return f"{_percent(value)} <small>{_percent(interval[0])} – {_percent(interval[1])}</small>"
 
 
-def _at_threshold(result: Result) -> str:
+def _above(result: Result) -> dict[str, float]:
+    """`above_threshold` of the diffusion method; nothing where the result has no threshold."""
     if result.threshold is None:
+        return {}
+    return above_threshold(result.labels, next(iter(result.scores.values())), result.threshold)
+
+
+def _at_threshold(result: Result) -> str:
+    if not (shares := _above(result)):
         return ""
-    false, found = above_threshold(result.labels, next(iter(result.scores.values())), result.threshold).values()
+    false, found = shares.values()
     return f"""<p>Above the threshold {result.threshold:.4g}, taken from training normals, lie {100 * found:.1f} % of the
 anomalies and {100 * false:.1f} % of the normals.</p>"""
 

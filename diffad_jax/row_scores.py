@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from diffad_jax import csv_files
-from diffad_jax.data.dataset import nonfinite
+from diffad_jax.data.dataset import Chosen, Rows, nonfinite
 from diffad_jax.data.row_files import unlabelled
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
@@ -20,13 +20,13 @@ def score_rows(trained: Trained, file: Path, out: Path, on_error: str = "skip") 
     be read, does not fit the run, holds no row that is finite or, with on_error "fail" (rather than "skip"), one that is
     not, and where `out` holds other scores.
     """
-    rows, columns = unlabelled(file)
-    rows = trained.statistics.arranged(rows, columns, str(file))
-    bad = nonfinite(rows) if on_error == "skip" and rows.dtype.kind == "f" and rows.ndim > 1 else np.zeros(0, int)
-    if len(bad) == len(rows) > 0:
-        raise InputError(f"{file}: none of its {len(rows)} rows is finite")
-    numbers = np.delete(np.arange(len(rows)), bad)
-    rows = rows[numbers] if len(bad) else rows
+    X, columns = unlabelled(file)
+    X = trained.statistics.arranged(X, columns, str(file))
+    bad = nonfinite(X) if on_error == "skip" and X.dtype.kind == "f" and X.ndim > 1 else np.zeros(0, int)
+    if len(bad) == len(X) > 0:
+        raise InputError(f"{file}: none of its {len(X)} rows is finite")
+    numbers = np.delete(np.arange(len(X)), bad)
+    rows: Rows = Chosen(X, numbers, X.dtype) if len(bad) else X
     try:  # before anything is written
         trained.statistics.transform.check(rows)
     except InputError as error:

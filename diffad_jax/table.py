@@ -53,10 +53,10 @@ class Table(NamedTuple):
 
 
 def tabulate(rows: Iterable[Row], methods: Sequence[str], metric: str = "auroc") -> Table:
-    """The table of one metric over the seeds; methods in the given order, without those that have no
-    row; rows of other methods are left out.
+    """The table of one metric over the seeds.
 
-    Of a data set those seeds count that every method which has any has: split and difficulty change with the seed.
+    methods: in the given order, without those that have no row; rows of other methods are left out. Of a data set those seeds
+    count that every method which has any has: split and difficulty change with the seed.
     """
     values: dict[tuple[str, str], dict[int, float]] = {}
     for entry in rows:
