@@ -15,7 +15,7 @@ from sklearn.covariance import oas
 from sklearn.preprocessing import StandardScaler
 
 from diffad_jax import methods
-from diffad_jax.data import dataset, npz, transforms
+from diffad_jax.data import dataset, npz, transform_kinds, transforms
 from diffad_jax.data.adbench import adbench, adbench_names
 from diffad_jax.data.dataset import Chosen, Rows, fingerprint, one_class_split
 from diffad_jax.data.digits import digits
@@ -382,7 +382,11 @@ def test_standardise_is_that_of_scikit_learn_and_survives_constant_columns(wide:
     np.testing.assert_allclose(found[:, 10], 0.05, rtol=1e-5)
 
 
-def test_whiten_takes_the_oas_covariance_to_the_identity(wide: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("few", [1, 41], ids=["by the covariance", "by the rows"])
+def test_whiten_takes_the_oas_covariance_to_the_identity(
+    few: int, wide: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transform_kinds, "WIDE", 60 / few)
     # Several chunks, the last one ragged: the bounded-memory sums must equal the plain ones.
     monkeypatch.setitem(transforms.chunks.__globals__, "CHUNK_VALUES", 60 * 7)
     rows = wide.astype(float)

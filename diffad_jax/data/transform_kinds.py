@@ -13,6 +13,7 @@ from diffad_jax.errors import InputError
 Arrays = dict[str, np.ndarray]
 
 MAX_WHITEN_WIDTH = 8192
+WIDE = 4  # columns for each row from which on the rows, rather than the covariance, are decomposed
 LIGHT_TAILS = 5.0  # a kurtosis: 3 of a normal distribution, 6 of a Laplace distribution
 MOST_LENT = 3.0  # of its own variance to a column with light tails
 MOST_OF_ALL = 0.5  # of all deviation that a hundredth of the training rows may hold
@@ -127,28 +128,38 @@ def _fit_whiten(train: Rows, pooling: float = 1.0, shrinkage: float = 0.0) -> Ar
     lent = np.where(kurtosis < LIGHT_TAILS, np.minimum(common, MOST_LENT * variance), common)
     square = variance + pooling * participation * lent
     unit = 1 / np.sqrt(np.where(square > 0, square, 1.0))
-    covariance = np.zeros((width, width))
-    for start, stop in chunks(train):
-        rows = (as_rows(train, start, stop) - mean) * unit
-        covariance += rows.T @ rows
     # The BLAS threads of an eigendecomposition wait for each other in a busy loop: where another process holds a core, two
     # of them take forty times as long as one.
     with threadpool_limits(1, "blas"):
-        values, vectors = np.linalg.eigh(_shrunk(covariance / len(train), len(train), shrinkage))
-    return {"center": mean, "matrix": unit[:, None] * vectors[:, ::-1] / np.sqrt(values[::-1])}
+        values, vectors = _components(train, mean, unit)
+    return {"center": mean, "matrix": unit[:, None] * vectors / np.sqrt(_shrunk(values, len(train), shrinkage))}
 
 
-def _shrunk(covariance: np.ndarray, n: int, floor: float) -> np.ndarray:
-    """(1 - rho) S + rho mu I, mu the mean variance, rho the oracle-approximating shrinkage for n rows.
+def _components(train: Rows, mean: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues [D], descending, and eigenvectors [D, D] of the covariance of (x - mean) unit."""
+    n, width = len(train), len(mean)
+    scaled = ((as_rows(train, start, stop) - mean) * unit for start, stop in chunks(train))
+    if n <= width // WIDE:
+        # Of few rows the singular vectors cost N D^2 in place of D^3.
+        _, singular, vectors = np.linalg.svd(np.concatenate(list(scaled)))
+        return np.pad(singular**2 / n, (0, width - n)), vectors.T
+    covariance = np.zeros((width, width))
+    for rows in scaled:
+        covariance += rows.T @ rows
+    values, vectors = np.linalg.eigh(covariance / n)
+    return np.maximum(values[::-1], 0), vectors[:, ::-1]
 
-    rho is at least min(floor, p / n).
+
+def _shrunk(values: np.ndarray, n: int, floor: float) -> np.ndarray:
+    """The eigenvalues of (1 - rho) S + rho mu I, [p] by those of S, mu their mean.
+
+    rho: the oracle-approximating shrinkage for n rows, at least min(floor, p / n).
     """
-    p = len(covariance)
-    mu = covariance.trace() / p
-    mean_square = np.square(covariance).mean()
+    p, mu = len(values), values.mean()
+    mean_square = np.square(values).sum() / p**2  # of the entries of S
     excess = (n + 1) * (mean_square - mu**2 / p)
     rho = max(min((mean_square + mu**2) / excess, 1.0) if excess > 0 else 1.0, min(floor, p / n))
-    return (1 - rho) * covariance + rho * mu * np.eye(p)
+    return (1 - rho) * values + rho * mu
 
 
 def _whitened(arrays: Arrays, rows: np.ndarray) -> np.ndarray:
