@@ -79,7 +79,8 @@ def categorical_loss(params: Params, x_0: Array, u: Array, keys: Array) -> Array
 
 def categorical_score(params: Params, x: Array) -> Array:
     """The expected bin sum_k k p(k | x), in [0, 6]: [B, D] -> [B]."""
-    return jax.nn.softmax(network(params, x)) @ jnp.arange(NUM_BINS, dtype=x.dtype)
+    # As a sum: accelerators round the factors of a product.
+    return (jax.nn.softmax(network(params, x)) * jnp.arange(NUM_BINS)).sum(axis=-1)
 
 
 # --- inverse gamma -----------------------------------------------------------------------------------------------------

@@ -178,7 +178,8 @@ def bound_estimate(
 ) -> Array:
     """L_vlb but for its constant L_T, [B] bits/dim, by num_steps times its term at t = k / num_steps, k = 1..num_steps drawn
     uniformly (Nichol & Dhariwal 2021, eq. 4)."""
-    term = bound_term(process, prediction, x_0, x_t, t - 1 / num_steps, t, decoder, variance)
+    s = (jnp.round(t * num_steps) - 1) / num_steps  # exactly 0 before the first step, however a device rounds t
+    term = bound_term(process, prediction, x_0, x_t, s, t, decoder, variance)
     return bits_per_dim(num_steps * term, x_0.shape[1:])
 
 

@@ -64,8 +64,9 @@ def chain(betas: np.ndarray) -> Process:
 
     def log_snr(t: Array) -> Array:
         position = jnp.asarray(t, float) * num_steps
-        nearest = jnp.round(position)
-        # k / T is no binary fraction: without this snap a grid point would be mixed with its neighbour.
+        # k / T is no binary fraction: without this snap a grid point would be mixed with its neighbour. 0 itself is one, and
+        # no small t is as 0, which has no noise.
+        nearest = jnp.maximum(jnp.round(position), 1)
         position = jnp.where(jnp.abs(position - nearest) < 1e-3, nearest, position)
         low = jnp.clip(jnp.floor(position), 0, num_steps - 1).astype(int)
         values = jnp.asarray(table, position.dtype)

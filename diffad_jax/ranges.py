@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 from diffad_jax.errors import InputError, check_choice, suggestion
 
 
@@ -102,10 +104,12 @@ LISTS = ("model.channel_multipliers", "loss.focus", "score.times")
 
 
 def check_sections(config: Mapping[str, Any], *needed: str) -> None:
-    """Raises InputError where one of SECTIONS, or of those `needed` besides, is missing, and on sections of other names."""
-    for name in config:
+    """Raises InputError where one of SECTIONS, or of those `needed` besides, is missing, and on what is none of them."""
+    for name, section in config.items():
         if name not in (*SECTIONS, *OPTIONAL_SECTIONS):
             raise InputError(f"config.{name}: no such section; {suggestion(name, (*SECTIONS, *OPTIONAL_SECTIONS))}")
+        if name not in ("seed", "parallel") and not isinstance(section, Mapping | ConfigDict):
+            raise InputError(f"config.{name}: found {section!r}, allowed is a section of names and values")
     if missing := [name for name in (*SECTIONS, *needed) if name not in config]:
         raise InputError(f"config: has no {', '.join(missing)}")
 

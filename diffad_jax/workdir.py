@@ -196,6 +196,8 @@ class Statistics:
         groups: dict[str, dict[str, np.ndarray]] = {"transform": {}, "calibration": {}, "facts": {}}
         for key in stored:
             group, _, name = key.partition("/")
+            if name and group not in groups:
+                raise useless(f"of another version (it has {key})")
             if name:
                 groups[group][name] = stored[key]
         facts = {key: float(value) for key, value in groups["facts"].items()}

@@ -320,6 +320,18 @@ def test_the_weighted_objective_is_weighted_as_asked(weighting: str) -> None:
     assert_allclose(found, losses.weight(p, objectives.grid_time(u), weighting, 3.0, 0.5), rtol=1e-5)
 
 
+@every_process
+def test_the_estimated_bound_is_the_term_of_its_step_however_a_device_rounds_times(name: str) -> None:
+    p, num_steps, decoder = PROCESSES[name], 1000, losses.gaussian_decoder()
+    x_0, t = jnp.ones((3, 2)), np.float32([1 / 1000, 2 / 1000, 1])
+    x_t = diffuse(p, x_0, t, x_0)
+    s = np.float32([0, 1 / 1000, 999 / 1000])
+    term = losses.bound_term(p, off(x_t, t), x_0, x_t, s, t, decoder)
+    for rounded in (t, np.nextafter(t, np.float32(0)), np.nextafter(t, np.float32(1))):
+        found = losses.bound_estimate(p, off(x_t, t), x_0, x_t, rounded, decoder, num_steps)
+        assert_allclose(found, num_steps * term / (2 * np.log(2)), rtol=2e-3)
+
+
 @pytest.mark.parametrize("make", [objectives.hybrid, objectives.bound])
 def test_bounds_are_trained_at_the_times_of_their_chain(make: Callable[..., objectives.Objective]) -> None:
     asked = []

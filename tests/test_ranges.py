@@ -97,7 +97,15 @@ def test_sections_are_checked(tmp_path: Path) -> None:
     config.pipelin = {"crop": 4}
     with pytest.raises(InputError, match="config.pipelin: no such section; did you mean 'pipeline'"):
         runs.train(config, load(config.data)[0], tmp_path / "run", progress=False)
-    del config.pipelin, config.decoder
+    del config.pipelin
+    for name, value in (("sampler", "ddim"), ("pipeline", None), ("transform", "range")):
+        other = tiny.get_config().to_dict() | {name: value}
+        with pytest.raises(InputError, match=f"config.{name}: found {value!r}, allowed is a section of names and values"):
+            runs.train(ConfigDict(other), load(config.data)[0], tmp_path / "run", progress=False)
+    without = ConfigDict({k: v for k, v in tiny.get_config().items() if k != "scoring"})
+    with pytest.raises(InputError, match="config: has no scoring"):
+        runs.train(without, load(config.data)[0], tmp_path / "run", progress=False)
+    del config.decoder
     with pytest.raises(InputError, match="config: has no decoder"):
         runs.train(config, load(config.data)[0], tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
@@ -253,6 +261,9 @@ def test_statistics_without_a_part_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="statistics.npz: is damaged or of an earlier version .it has .* of mean, scale, log_mean"
     ):
+        workdir.Statistics.load(tmp_path)
+    np.savez(tmp_path / "statistics.npz", **rest, **{"memory/bank": np.zeros(3)})
+    with pytest.raises(InputError, match="statistics.npz: of another version .it has memory/bank"):
         workdir.Statistics.load(tmp_path)
 
 

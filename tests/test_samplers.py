@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from diffad_jax import samplers
 from diffad_jax.assembly import SAMPLERS
 from diffad_jax.parametrisation import Prediction
-from diffad_jax.process import Process, log_linear
+from diffad_jax.process import Process, linear, log_linear
 from diffad_jax.samplers import Sampler, sample
 
 MEAN, DEVIATION = np.array([0.5, -1.0, 0.0, 2.0]), np.array([0.25, 1.0, 0.6, 1.7])
@@ -153,6 +153,17 @@ def test_karras_ends_with_the_least_noise_that_the_process_knows() -> None:
     assert_allclose(sigma / alpha, 0.05, rtol=1e-3)
     x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     for make in (samplers.ddim, samplers.dpm_solver_2m):
+        assert np.isfinite(run(make(p), gaussian_denoise(p, MEAN, DEVIATION), x, times, KEY)).all()
+
+
+@pytest.mark.parametrize("num_steps", [4, 25])
+def test_karras_knows_the_noise_below_a_chains_first_step(num_steps: int) -> None:
+    """0.002 lies a ten-thousandth of the first step away from the datum, where there is no noise."""
+    p = linear(25, 0.004, 0.8)
+    times = np.asarray(karras(p, num_steps))
+    assert times[-1] == 0 and (np.diff(times) < 0).all()
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    for make in (samplers.ddpm, samplers.dpm_solver_2m):
         assert np.isfinite(run(make(p), gaussian_denoise(p, MEAN, DEVIATION), x, times, KEY)).all()
 
 
