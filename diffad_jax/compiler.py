@@ -1,10 +1,11 @@
-"""`jax.jit` with the routines that are fastest on each platform."""
+"""`jax.jit` with the routines that are fastest on each platform, and borders that its fusion does not cross."""
 
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import jax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 # Measured in docs/performance.md.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -38,3 +39,14 @@ def _options(platform: str) -> dict[str, Any] | None:
     except jax.errors.JaxRuntimeError:  # another version of JAX, which does not know an option
         return None
     return options
+
+
+def piece(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function; on a CPU, XLA compiles it by itself and fuses nothing across its border."""
+    compiled = jax.jit(function)
+
+    def alone(*arguments: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return compiled(*arguments)
+
+    return lambda *arguments: jax.lax.platform_dependent(*arguments, cpu=alone, default=function)

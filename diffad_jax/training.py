@@ -10,7 +10,6 @@ import optax
 from jax import Array
 
 from diffad_jax import compiler
-from diffad_jax.models.ops import piece
 from diffad_jax.noise import keys_for
 
 Params = Any
@@ -66,7 +65,7 @@ def make_optimizer(
     """AdamW under a linear warm-up over the fraction `warmup` of num_steps, then a cosine to 0; gradients clipped by norm."""
     warmup_steps = max(1, round(warmup * num_steps))
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, max(num_steps, warmup_steps + 1))
-    return optax.chain(_clip(clip_norm), optax.adamw(piece(schedule), b2=b2, weight_decay=weight_decay))
+    return optax.chain(_clip(clip_norm), optax.adamw(compiler.piece(schedule), b2=b2, weight_decay=weight_decay))
 
 
 # On a CPU a program is read from the compilation cache the more slowly the longer it is. The numbers that all parameters
@@ -85,7 +84,7 @@ def _clip(norm: float) -> optax.GradientTransformation:
     """Gradients g min(1, norm / |g|). Optax's clipping divides them, and XLA then writes all of them once more."""
 
     def scaled(grads: Params, _: Params) -> Params:
-        factor = piece(lambda found: jnp.minimum(1.0, norm / found))(global_norm(grads))
+        factor = compiler.piece(lambda found: jnp.minimum(1.0, norm / found))(global_norm(grads))
         return jax.tree.map(lambda g: factor * g, grads)
 
     return optax.stateless(scaled)
@@ -136,7 +135,7 @@ def make_train_step(
         value, grads = mean_over_devices(gradient(state.params, batch, jax.random.fold_in(key, state.step)))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = piece(lambda step: jnp.minimum(ema_decay, (1 + step) / (10 + step)))(state.step)
+        decay = compiler.piece(lambda step: jnp.minimum(ema_decay, (1 + step) / (10 + step)))(state.step)
         ema = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, params)
         metrics = {"loss": value, "grad_norm": global_norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffad_jax.errors import InputError
+from diffad_jax.compiler import piece
 from diffad_jax.models import ops
-from diffad_jax.models.attention import attention, splash
+from diffad_jax.models.attention import attention, cudnn, splash, xla
 from diffad_jax.models.layers import GroupNorm
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -100,23 +100,22 @@ def weighted_mean(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "auto"])
-def test_attention(implementation: Any) -> None:
+def test_attention() -> None:
     q, k, v = values(*[(2, 9, 3, 4)] * 3)
-    agree(partial(attention, implementation=implementation), weighted_mean, q, k, v)
+    agree(attention, weighted_mean, q, k, v)
     # The softmax of logits in the hundreds must not overflow.
-    agree(partial(attention, implementation=implementation), weighted_mean, 30 * q, 30 * k, v, tolerance=1e-4)
+    agree(attention, weighted_mean, 30 * q, 30 * k, v, tolerance=1e-4)
 
 
 def test_splash_attention_interpreted() -> None:
     q, k, v = values(*[(1, 128, 2, 64)] * 3)
-    agree(partial(splash, interpret=True), partial(attention, implementation="xla"), q, k, v, tolerance=1e-4)
+    agree(partial(splash, interpret=True), xla, q, k, v, tolerance=1e-4)
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
 def test_cudnn_attention() -> None:
     q, k, v = (x.astype(jnp.bfloat16) for x in values(*[(2, 196, 4, 64)] * 3))
-    agree(partial(attention, implementation="cudnn"), partial(attention, implementation="xla"), q, k, v, tolerance=3e-2)
+    agree(cudnn, xla, q, k, v, tolerance=3e-2)
 
 
 def test_platforms_get_their_own_attention() -> None:
@@ -129,13 +128,8 @@ def test_platforms_get_their_own_attention() -> None:
     assert "custom_call" not in lowered(256, "cpu")
 
 
-def test_unknown_attention_is_named() -> None:
-    with pytest.raises(InputError, match="implementation: found 'flash'; .*allowed are auto, xla, cudnn, splash"):
-        attention(*values(*[(1, 2, 1, 2)] * 3), implementation="flash")  # type: ignore[arg-type]
-
-
 def test_a_piece_is_compiled_by_itself_on_cpu_alone() -> None:
-    square = ops.piece(lambda x: x * x)
+    square = piece(lambda x: x * x)
     traced = jax.jit(lambda x: square(x + 1)).trace(jnp.ones(3))
     assert 'inlineable = "false"' in traced.lower(lowering_platforms=("cpu",)).as_text()
     assert "inlineable" not in traced.lower(lowering_platforms=("tpu",)).as_text()

@@ -100,7 +100,9 @@ def test_sections_are_checked(tmp_path: Path) -> None:
     del config.pipelin
     for name, value in (("sampler", "ddim"), ("pipeline", None), ("transform", "range")):
         other = tiny.get_config().to_dict() | {name: value}
-        with pytest.raises(InputError, match=f"config.{name}: found {value!r}, allowed is a section of names and values"):
+        with pytest.raises(
+            InputError, match=f"config.{name}: found {value!r}, allowed is a section of names and values"
+        ):
             runs.train(ConfigDict(other), load(config.data)[0], tmp_path / "run", progress=False)
     without = ConfigDict({k: v for k, v in tiny.get_config().items() if k != "scoring"})
     with pytest.raises(InputError, match="config: has no scoring"):

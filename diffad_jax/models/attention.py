@@ -1,53 +1,44 @@
 """The attention used by every backbone: one function, with the kernel of each platform behind it."""
 
-from collections.abc import Callable
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec, get_abstract_mesh
 
-from diffad_jax.errors import check_choice
-from diffad_jax.models.ops import piece
+from diffad_jax.compiler import piece
 
-Implementation = Literal["auto", "xla", "cudnn", "splash"]
-IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 LANES = 128  # of a TPU's vector unit; splash attention works on blocks of so many tokens
+CUDNN_MULTIPLE, CUDNN_MOST = 8, 128  # features of a head
 
 
-def attention(q: Array, k: Array, v: Array, implementation: Implementation = "auto") -> Array:
+def attention(q: Array, k: Array, v: Array) -> Array:
     """Scaled dot-product attention, softmax(q k^T / sqrt(head_dim)) v, with the softmax in float32.
+
+    The platform's own kernel where the shapes allow it, chosen when the program is lowered, else `xla`: `cudnn` for half
+    precision and heads of up to 128 features, by eights, on a GPU; `splash` for lengths and heads that are multiples of 128
+    and 64 on a TPU.
 
     Args:
         q, k, v: [B, L, heads, head_dim].
-        implementation: "xla" runs everywhere; "cudnn" is the flash attention of NVIDIA's library, for half precision;
-            "splash" is JAX's TPU kernel, for L and head_dim that are multiples of 128 and 64. "auto" takes the platform's
-            own kernel where the shapes allow it, when the program is lowered, else "xla".
 
     Returns:
         [B, L, heads, head_dim], in the type of v.
 
-    Raises:
-        InputError: there is no such implementation.
-
     Source: Vaswani et al. 2017, equation 1.
     """
-    check_choice("implementation", implementation, IMPLEMENTATIONS)
-    kernels: dict[str, Callable[[Array, Array, Array], Array]] = {"xla": _xla, "cudnn": _cudnn, "splash": splash}
-    if implementation != "auto":
-        return kernels[implementation](q, k, v)
     length, _, head_dim = q.shape[1:]
     own = {}
     # Its support is checked when traced, on the machine that traces.
-    if jax.default_backend() == "gpu" and v.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0:
-        own["cuda"] = _cudnn if head_dim <= LANES else _xla
+    half = jax.default_backend() == "gpu" and v.dtype in (jnp.bfloat16, jnp.float16)
+    if half and head_dim % CUDNN_MULTIPLE == 0 and head_dim <= CUDNN_MOST:
+        own["cuda"] = cudnn
     if length % LANES == 0 and head_dim % (LANES // 2) == 0:
         own["tpu"] = _splash_by_rows
-    return jax.lax.platform_dependent(q, k, v, **own, default=_xla) if own else _xla(q, k, v)
+    return jax.lax.platform_dependent(q, k, v, **own, default=xla) if own else xla(q, k, v)
 
 
-def _cudnn(q: Array, k: Array, v: Array) -> Array:
+def cudnn(q: Array, k: Array, v: Array) -> Array:
+    """The flash attention of NVIDIA's library, for half precision."""
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
 
@@ -68,7 +59,7 @@ def _splash_by_rows(q: Array, k: Array, v: Array) -> Array:
     if mesh.empty or mesh.are_all_axes_manual:
         return splash(q, k, v)
     if len(q) % mesh.size:
-        return _xla(q, k, v)
+        return xla(q, k, v)
     rows = PartitionSpec(mesh.axis_names)
     return jax.shard_map(splash, mesh=mesh, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False)(q, k, v)
 
@@ -82,7 +73,8 @@ def _splash_by_rows(q: Array, k: Array, v: Array) -> Array:
 
 
 @jax.custom_vjp
-def _xla(q: Array, k: Array, v: Array) -> Array:
+def xla(q: Array, k: Array, v: Array) -> Array:
+    """Attention by XLA, on every platform."""
     return _forward(q, k, v)[0]
 
 
@@ -126,4 +118,4 @@ def _backward(saved: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array]:
     )
 
 
-_xla.defvjp(_forward, _backward)
+xla.defvjp(_forward, _backward)

@@ -1,8 +1,8 @@
 """Operations whose gradients are written by hand, because the compiler's own cost several times as much on a CPU.
 
 XLA fuses elementwise work into each of its readers. In the gradient of a deep residual network it so repeats, in every
-reader, the sum over all later blocks. `piece` sets a border that fusion does not cross; the gradients below are cut into
-pieces that read and write each array once.
+reader, the sum over all later blocks. `compiler.piece` sets a border that fusion does not cross; the gradients below are cut
+into pieces that read and write each array once.
 """
 
 import math
@@ -13,20 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental.xla_metadata import set_xla_metadata
+
+from diffad_jax.compiler import piece
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-
-
-def piece(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function; on a CPU, XLA compiles it by itself and fuses nothing across its border."""
-    compiled = jax.jit(function)
-
-    def alone(*arguments: Any) -> Any:
-        with set_xla_metadata(inlineable="false"):
-            return compiled(*arguments)
-
-    return lambda *arguments: jax.lax.platform_dependent(*arguments, cpu=alone, default=function)
 
 
 # --- convolution ------------------------------------------------------------------------------------------------------
