@@ -34,9 +34,9 @@ Params = list[tuple[Array, Array]]
 # --- the process and the network ---------------------------------------------------------------------------------------
 
 
-def variances(num_steps: int = NUM_STEPS) -> np.ndarray:
+def variances() -> np.ndarray:
     """sigma_t^2 = 1 - prod_{i <= t} (1 - beta_i), t = 1..T, float64 [T]; beta evenly spaced from 1e-4 to 0.01."""
-    return 1 - np.cumprod(1 - linear_betas(num_steps, 1e-4, 0.01))
+    return 1 - np.cumprod(1 - linear_betas(NUM_STEPS, 1e-4, 0.01))
 
 
 def add_noise(x_0: Array, u: Array, keys: Array) -> tuple[Array, Array]:

@@ -26,6 +26,7 @@ CHUNK = 1024  # windows of the bank
 TILE = 2048  # and of pictures that are compared at once
 SHRINKAGE = 0.2
 TOP = 0.01
+PART = 32  # normals whose own distances are found at once
 MIN_NORMALS = 4
 
 
@@ -177,6 +178,6 @@ def _remember(statistics: np.ndarray, seed: int) -> Memory:
 _nearest = jax.jit(nearest)
 
 
-def _in_parts(memory: Memory, statistics: np.ndarray, size: int = 32) -> np.ndarray:
-    parts = [np.asarray(_nearest(memory, statistics[i : i + size])) for i in range(0, len(statistics), size)]
+def _in_parts(memory: Memory, statistics: np.ndarray) -> np.ndarray:
+    parts = [np.asarray(_nearest(memory, statistics[i : i + PART])) for i in range(0, len(statistics), PART)]
     return np.concatenate(parts)

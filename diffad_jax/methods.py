@@ -61,9 +61,9 @@ def detect(name: str, train: Rows, test: Rows, seed: int = 0) -> Detection:
     if len(train.shape) != 2 or train.shape[1:] != test.shape[1:]:
         raise InputError(f"{name}: train has shape {train.shape}, test {test.shape}, allowed are [N, D] and [M, D]")
     started = time.perf_counter()
-    scorer = METHODS[name](train, seed)
+    score = METHODS[name](train, seed)
     fitted = time.perf_counter()
-    scores = np.asarray(scorer(test), np.float64)
+    scores = np.asarray(score(test), np.float64)
     return Detection(scores, fitted - started, time.perf_counter() - fitted)
 
 
@@ -72,9 +72,9 @@ def detect(name: str, train: Rows, test: Rows, seed: int = 0) -> Detection:
 WHITENING = adbench.get_config().transform
 
 
-def in_chunks(transform: Transform, scorer: Callable[[np.ndarray], np.ndarray], test: Rows) -> np.ndarray:
-    """scorer over the transformed test rows, a few million values at a time."""
-    return np.concatenate([scorer(transform.apply(test[start:stop])) for start, stop in chunks(test)])
+def in_chunks(transform: Transform, score: Callable[[np.ndarray], np.ndarray], test: Rows) -> np.ndarray:
+    """score over the transformed test rows, a few million values at a time."""
+    return np.concatenate([score(transform.apply(test[start:stop])) for start, stop in chunks(test)])
 
 
 class Programs(NamedTuple):
@@ -92,7 +92,10 @@ class Programs(NamedTuple):
 
 
 def train(programs: Programs, transform: Transform, normals: Rows, seed: int) -> Params:
-    """The averaged parameters after training on the transformed normals; only rows that are drawn are ever transformed."""
+    """The averaged parameters after training on the transformed normals; only rows that are drawn are ever transformed.
+
+    Raises Diverged where the loss is not finite at the end.
+    """
     steps, batch = programs.settings.num_steps, programs.settings.batch_size
     drawn, places = np.unique(batch_rows(seed, len(normals), 0, steps * batch), return_inverse=True)
     rows, places = transform.apply(normals[drawn]), places.reshape(steps, batch)
@@ -109,7 +112,7 @@ def train(programs: Programs, transform: Transform, normals: Rows, seed: int) ->
     return state.ema
 
 
-def score(
+def scorer(
     programs: Callable[[int], Programs], params: Params, transform: Transform, normals: Rows, seed: int
 ) -> Scorer:
     """The scorer of a trained network of `programs(width)`: its level, or the mean of several, standardised.
@@ -144,7 +147,7 @@ def network(programs: Callable[[int], Programs]) -> Fit:
     def fit(normals: Rows, seed: int) -> Scorer:
         transform = transforms.fitted(WHITENING, normals)
         params = train(programs(normals.shape[1]), transform, normals, seed)
-        return score(programs, params, transform, normals, seed)
+        return scorer(programs, params, transform, normals, seed)
 
     return fit
 

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from diffad_jax.errors import InputError
 
 Interval = tuple[float, float]
+RESAMPLES = 1000
 METRICS = {"auroc": "AUROC", "aupr": "AUPR", "f1": "F1", "fpr95": "FPR95"}
 LOWER_IS_BETTER = {"fpr95"}
 
@@ -62,9 +63,9 @@ def above_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> d
 
 
 def bootstrap_intervals(
-    labels: ArrayLike, scores: ArrayLike, seed: int, *, level: float = 0.95, resamples: int = 1000
+    labels: ArrayLike, scores: ArrayLike, seed: int, *, resamples: int = RESAMPLES
 ) -> dict[str, Interval]:
-    """Percentile bootstrap intervals (low, high) of the four `metrics`, for labels [M] and scores [M].
+    """95 % percentile bootstrap intervals (low, high) of the four `metrics`, for labels [M] and scores [M].
 
     Normals and anomalies are resampled apart, so each resample keeps both counts. Only the test rows vary, not the
     training.
@@ -79,7 +80,7 @@ def bootstrap_intervals(
         _from_counts(*(np.bincount(generator.choice(kind, len(kind)), minlength=len(values)) for kind in classes))
         for _ in range(resamples)
     ]
-    return {name: _interval(np.array([found[name] for found in drawn]), level) for name in drawn[0]}
+    return {name: _interval(np.array([found[name] for found in drawn])) for name in drawn[0]}
 
 
 def auroc_by_group(
@@ -87,9 +88,6 @@ def auroc_by_group(
     scores: ArrayLike,
     groups: ArrayLike,
     seed: int,
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
 ) -> dict[str, GroupAuroc]:
     """AUROC of each group of anomalies (a defect, a class) against all normals, by the name of the group, sorted.
 
@@ -115,12 +113,12 @@ def auroc_by_group(
         return np.add.reduceat(below[anomalous], start) / (count * len(normal))
 
     generator = np.random.default_rng(seed)
-    drawn = np.empty((resamples, len(names)))
-    for i in range(resamples):
+    drawn = np.empty((RESAMPLES, len(names)))
+    for i in range(RESAMPLES):
         within = np.repeat(start, count) + generator.integers(np.repeat(count, count))
         drawn[i] = aurocs(generator.choice(normal, len(normal)), anomalous[within])
     found = zip(names, count, aurocs(normal, anomalous), drawn.T, strict=True)
-    return {str(name): GroupAuroc(int(n), float(auroc), _interval(column, level)) for name, n, auroc, column in found}
+    return {str(name): GroupAuroc(int(n), float(auroc), _interval(column)) for name, n, auroc, column in found}
 
 
 def _from_counts(normals: np.ndarray, anomalies: np.ndarray) -> dict[str, float]:
@@ -139,8 +137,8 @@ def _from_counts(normals: np.ndarray, anomalies: np.ndarray) -> dict[str, float]
     }
 
 
-def _interval(drawn: np.ndarray, level: float) -> Interval:
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+def _interval(drawn: np.ndarray) -> Interval:
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
 
 

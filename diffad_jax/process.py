@@ -44,13 +44,13 @@ def linear_betas(num_steps: int = 1000, beta_min: float = 1e-4, beta_max: float 
     return np.linspace(beta_min, beta_max, num_steps, dtype=np.float64)
 
 
-def cosine_betas(num_steps: int = 1000, offset: float = 0.008, beta_limit: float = 0.999) -> np.ndarray:
-    """beta_t = min(1 - alpha_bar(t) / alpha_bar(t - 1/T), limit), alpha_bar(t) = cos^2((t + s) / (1 + s) pi / 2).
+def cosine_betas(num_steps: int = 1000, offset: float = 0.008) -> np.ndarray:
+    """beta_t = min(1 - alpha_bar(t) / alpha_bar(t - 1/T), 0.999), alpha_bar(t) = cos^2((t + s) / (1 + s) pi / 2).
 
     float64 [T] (Nichol & Dhariwal 2021, eq. 17).
     """
     alpha_bar = np.cos((np.arange(num_steps + 1) / num_steps + offset) / (1 + offset) * np.pi / 2) ** 2
-    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], beta_limit)
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
 def chain(betas: np.ndarray) -> Process:

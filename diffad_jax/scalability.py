@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -60,23 +61,22 @@ def resolution(dataset: str) -> int:
     return int(dataset.rpartition("_")[2])
 
 
-class Curves:
-    """Means over seeds, [methods, resolutions]: auroc and seconds; NaN where there is no result."""
+class Curves(NamedTuple):
+    """Means over seeds, [methods, resolutions], see `table.tabulate`: auroc and seconds; NaN where there is no result."""
 
-    def __init__(self, rows: Sequence[results_file.Row], methods: Sequence[str]) -> None:
-        good = [row for row in rows if not row["error"]]
-        self.methods = [method for method in methods if any(row["method"] == method for row in good)]
-        self.resolutions = sorted({resolution(row["dataset"]) for row in good})
-        cells = [
-            [[r for r in good if (r["method"], resolution(r["dataset"])) == (m, size)] for size in self.resolutions]
-            for m in self.methods
-        ]
-        self.auroc = np.array([[_mean([r["auroc"] for r in cell]) for cell in line] for line in cells])
-        self.seconds = np.array([[_mean([table.seconds_of([r]) for r in cell]) for cell in line] for line in cells])
+    methods: list[str]
+    resolutions: list[int]
+    auroc: np.ndarray
+    seconds: np.ndarray
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else np.nan
+def curves_of(rows: Sequence[results_file.Row], methods: Sequence[str]) -> Curves:
+    """The curves of one kind of pictures at several resolutions."""
+    good = [row | {"seconds": table.seconds_of([row])} for row in rows if not row["error"]]
+    auroc, seconds = (table.tabulate(good, methods, metric) for metric in ("auroc", "seconds"))
+    resolutions = [resolution(name) for name in auroc.datasets]
+    order = np.argsort(resolutions)
+    return Curves(auroc.methods, sorted(resolutions), auroc.mean[order].T, seconds.mean[order].T)
 
 
 def normal_name(classes: Sequence[str]) -> str:

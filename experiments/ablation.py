@@ -83,7 +83,7 @@ def aurocs(name: str, ablations: list[str]) -> list[tuple[str, str, str, float]]
             programs, params = partial(methods.diffusion_programs, changed(changes)), standard
             if ablation in TRAINED:
                 params = methods.train(programs(width), transform, normals, 0)
-            scores = methods.score(programs, params, transform, normals, 0)(test)
+            scores = methods.scorer(programs, params, transform, normals, 0)(test)
             found.append((ablation, value, name, metrics(dataset.labels, scores)["auroc"]))
     return found
 

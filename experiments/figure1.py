@@ -111,7 +111,7 @@ def main(_: list[str]) -> None:
     for key in tqdm(pending, total=len(asked), initial=len(asked) - len(pending), unit="result", smoothing=0):
         results.append(measure(key))
     rows = [row for row in results.rows if results_file.key_of(row) in asked]
-    curves = scalability.Curves(rows, list(dict.fromkeys(method for _, method, *_ in asked)))
+    curves = scalability.curves_of(rows, list(dict.fromkeys(method for _, method, *_ in asked)))
     if not curves.methods:
         raise InputError(f"no method succeeded; the first failed with {rows[0]['error']}")
     train, test = ({str(row[count]) for row in rows if row[count]} for count in ("n_train", "n_test"))

@@ -24,9 +24,7 @@ def twin(model: UNet | DiT | MLP, shape: tuple[int, ...]) -> nn.Module:
     return TorchDiT(model, shape) if isinstance(model, DiT) else TorchMLP(model, shape[0])
 
 
-def trainer(
-    network: nn.Module, train: np.ndarray, batch_size: int, learning_rate: float = 1e-3, plain: bool = False
-) -> Callable[[], Tensor]:
+def trainer(network: nn.Module, train: np.ndarray, batch_size: int, plain: bool = False) -> Callable[[], Tensor]:
     """A training step as a plain PyTorch loop would have it: rows, noise, L_simple, clipping, AdamW, moving average.
 
     train: [N, H, W, C] or [N, D]. plain: the optimiser as PyTorch chooses it, instead of its fused form.
@@ -38,9 +36,7 @@ def trainer(
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).float()
     parameters: list[Tensor] = list(network.parameters())
     average = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(
-        parameters, learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=None if plain else True
-    )
+    optimizer = torch.optim.AdamW(parameters, 1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=None if plain else True)
 
     def step() -> Tensor:
         rows = torch.randint(len(data), (batch_size,))

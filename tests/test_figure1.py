@@ -100,3 +100,22 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
         refused = figure1(folder, out, argument)
         assert refused.code == 2 and word in refused.err and len(refused.err.splitlines()) == 1, refused
     assert not out.exists()
+
+
+def test_curves_compare_methods_over_the_seeds_that_all_have() -> None:
+    found = {"dit": {0: 0.9, 1: 0.5}, "ocsvm": {0: 0.85}}
+    rows = [
+        results_file.row(
+            results_file.Key(f"photos_{size}", method, "normal cat", seed),
+            {"auroc": auroc, "seconds_train": 2.0 + seed, "seconds_score": 1.0},
+        )
+        for method, seeds in found.items()
+        for seed, auroc in seeds.items()
+        for size in (8, 16)
+    ]
+    failed = results_file.row(results_file.Key("photos_8", "ocsvm", "normal cat", 1), {"error": "ValueError: full"})
+    curves = scalability.curves_of([*rows[:-1], failed], ["iforest", "dit", "ocsvm"])
+    assert (curves.methods, curves.resolutions) == (["dit", "ocsvm"], [8, 16])
+    # At 16 pixels OCSVM has no result at all.
+    np.testing.assert_allclose(curves.auroc, [[0.9, 0.7], [0.85, np.nan]])
+    np.testing.assert_allclose(curves.seconds, [[3, 3.5], [3, np.nan]])
