@@ -7,11 +7,9 @@ Without --data the test sets of the run's own config are scored. PATH in --data:
 results then go to metrics_<name of PATH>.json and report_<name of PATH>.html.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,16 +18,12 @@ import numpy as np
 from absl import flags
 
 from diffad_jax import baselines, detector, workdir
-from diffad_jax.data.dataset import Dataset, Rows, fingerprint
-from diffad_jax.data.folders import labelled_folder
-from diffad_jax.data.loading import load
-from diffad_jax.data.pictures import PictureFiles
-from diffad_jax.data.row_files import labelled
+from diffad_jax.data.dataset import Dataset, fingerprint
 from diffad_jax.distributed import check_alike, together
 from diffad_jax.errors import InputError
 from diffad_jax.files import read_json, save_json
+from diffad_jax.labelled_sets import NothingToTest, check_other, name_of, to_test
 from diffad_jax.measurement import measure, result, summary
-from diffad_jax.photos import as_trained, check_pictures
 from diffad_jax.report import Result, summary_table, threshold_lines, write_report
 from experiments import cli
 
@@ -48,10 +42,6 @@ BASELINES = flags.DEFINE_list(
 MOST_VALUES = 2**28  # take 3.5 GB: about 13 bytes each
 
 
-class NothingToTest(InputError):
-    """A run whose data hold no anomaly, or no normal, to test on."""
-
-
 def evaluate_run(directory: Path) -> list[Result]:
     """Scores every test set of one run, writes its metrics.json and returns what the report shows.
 
@@ -59,7 +49,7 @@ def evaluate_run(directory: Path) -> list[Result]:
     """
     trained = detector.load(directory, BATCH_SIZE.value)
     with together():
-        datasets = tests_of(trained)
+        datasets = to_test(trained, Path(DATA.value) if DATA.value else None, training=bool(BASELINES.value))
         baselines.check_width(BASELINES.value, math.prod(trained.statistics.transform.shape))
     check_alike({f"{directory}, {dataset.name}": fingerprint(dataset.test) for dataset in datasets})
     try:
@@ -88,15 +78,6 @@ def beside(dataset: Dataset, seed: int) -> dict[str, np.ndarray]:
     return {name: baselines.fit_score(name, train, test, seed) for name in names}
 
 
-labelled_once = lru_cache(maxsize=1)(labelled)  # --data, which the runs of one folder share
-
-
-@lru_cache(maxsize=1)
-def load_once(spec: str) -> tuple[Dataset, ...]:
-    """The data sets of a config.data given as JSON, which the runs of one folder share."""
-    return load(json.loads(spec))
-
-
 def suffix() -> str:
     """What sets the files of other data apart from those of the run's own test sets."""
     return f"_{name_of(Path(DATA.value))}" if DATA.value else ""
@@ -113,55 +94,6 @@ def check_overwrites(directory: Path) -> None:
     held = read_json(path).get("data") if path.exists() else None
     if held not in (None, source()["data"]):
         raise InputError(f"{path}: holds the results of {held}; rename it, or what --data names")
-
-
-def name_of(path: Path) -> str:
-    """The name of --data; that of a folder may hold a dot."""
-    return path.name if path.is_dir() else path.stem
-
-
-def tests_of(trained: detector.Trained) -> list[Dataset]:
-    """The data sets to score: those of the config that share the run's training set, or --data.
-
-    Beside --data the training set is read for the baselines alone.
-    """
-    if DATA.value and not BASELINES.value:
-        return [other_data(trained, Path(DATA.value), np.empty((0, *trained.statistics.transform.shape), np.float32))]
-    own = load_once(trained.config.data.to_json(sort_keys=True))
-    learnt = trained.trained_on(own)
-    train = learnt.train
-    if DATA.value:
-        return [other_data(trained, Path(DATA.value), train)]
-    if len(kinds := set(learnt.labels.tolist())) < 2:
-        what = "normals alone" if kinds else "nothing"
-        raise NothingToTest(
-            f"config.data: {learnt.name} holds {what} to test on; give labelled data by --data, or see experiments.score"
-        )
-    return [dataset for dataset in own if dataset.train is train]
-
-
-def other_data(trained: detector.Trained, path: Path, train: Rows) -> Dataset:
-    """--data as a data set; the pictures of a folder are read as those of the training set were."""
-    if path.is_dir():
-        files, labels = labelled_folder(path)
-        return Dataset(name_of(path), train, as_trained(trained, files, PictureFiles), labels)
-    X, y, columns = labelled_once(path)
-    return Dataset(name_of(path), train, trained.statistics.arranged(X, columns, str(path)), y)
-
-
-def check_other_data(path: Path, directory: Path) -> None:
-    """Raises InputError where --data is not of the kind that the run in `directory` has learnt."""
-    statistics = workdir.Statistics.load(directory)
-    if path.is_dir():
-        try:
-            check_pictures(workdir.load_config(directory), statistics)
-        except InputError as error:
-            raise InputError(f"--data: {path} is a folder of pictures, and of {directory}: {error}") from error
-        return
-    X, _, columns = labelled_once(path)
-    statistics.arranged(X[:0], columns, f"{path} for {directory}")
-    if (found := X.shape[1:]) != (shape := tuple(statistics.transform.shape)):
-        raise InputError(f"{path}: data of shape {found}, the run of {directory} has learnt {shape}")
 
 
 def told_apart(results: Mapping[Path, Sequence[Result]]) -> list[Result]:
@@ -193,7 +125,7 @@ def main(_: list[str]) -> None:
         for directory in directories:  # Told before anything is scored.
             workdir.check_finished(directory)
             if DATA.value:
-                check_other_data(Path(DATA.value), directory)
+                check_other(Path(DATA.value), directory)
                 check_overwrites(directory)
     asked = {f"--{flag.name}": flag.value for flag in (WORKDIR, DATA, BASELINES, BATCH_SIZE)}
     check_alike({**asked, "runs": [directory.name for directory in directories]})
