@@ -6,7 +6,7 @@ of normals and joins those of any datum, and its distance from the nearest norma
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,38 +27,42 @@ def per_datum(maps: Array) -> Array:
     return maps.reshape(*maps.shape[:2], -1).mean(axis=-1)
 
 
+class Near(NamedTuple):
+    """Normals as `nearness` knows them: M signatures of D values, seen in V views.
+
+    bank: [M, D]. weights: [V, D], of the columns in each view. units: [V, M], in which the distance from each normal is
+    measured. usual: [V, 2], mean and standard deviation of the logarithms of normals' distances from the others.
+    """
+
+    bank: Array
+    weights: Array
+    units: Array
+    usual: Array
+
+
+_EMPTY: Any = [np.zeros((0, size), np.float32) for size in (0, 0, 0, 2)]  # an import must not start JAX's backend
+NOT_ASKED = Near(*_EMPTY)
+
+
 class Calibration(NamedTuple):
     """How the levels of normals are distributed.
 
     mean, scale: [L], mean and standard deviation of each level. log_mean [L], log_precision [L, L]: mean of the logarithms
     of the levels and inverse of their covariance, shrunk by OAS (Chen et al. 2010, eq. 23) on the scale of the correlations.
-    log_tests: [2, 2], mean and standard deviation of the logarithms of `typicality` and of the distance from the nearest
-    normal, each normal's found without it. bank, units: [M, D] and [M], what normals are known by to `nearness.distances` and
-    in which unit the distance from each is measured, M = 0 where no distance is asked for.
+    log_typicality: [2], mean and standard deviation of the logarithms of `typicality`, each normal's found without it.
+    near: what `nearness.distances` knows of the normals, an empty bank where no distance is asked for.
     """
 
     mean: Array
     scale: Array
     log_mean: Array
     log_precision: Array
-    log_tests: Array
-    bank: Array
-    units: Array
+    log_typicality: Array
+    near: Near
 
     def heat_of_usual_error(self) -> float:
         """How much brighter a heat map is, the mean of standardised levels, where errors grow by the normals' mean error."""
         return float((self.mean / self.scale).mean())
-
-
-class Near(NamedTuple):
-    """bank, units: of a `Calibration`. distances: [N], how far each normal is from the others of the bank."""
-
-    bank: np.ndarray
-    units: np.ndarray
-    distances: np.ndarray
-
-
-NOT_ASKED = Near(np.zeros((0, 0)), np.zeros(0), np.zeros(0))
 
 
 def calibrate(levels: np.ndarray, near: Near = NOT_ASKED) -> Calibration:
@@ -75,34 +79,30 @@ def calibrate(levels: np.ndarray, near: Near = NOT_ASKED) -> Calibration:
             f"{np.count_nonzero(~np.isfinite(levels))} values of {levels.size} that are no numbers"
         )
     fitted = _fit(levels)
-    if not len(near.distances):
+    if not len(near.bank):
         return fitted
-    # Copies tell nothing of how far normals lie apart, and a single one would be all of the deviation.
-    apart = near.distances[near.distances > 0] if near.distances.any() else np.ones(1)
-    tests = [np.log(np.maximum(test, TINY)) for test in (_held_out(levels, typicality), apart)]
-    return fitted._replace(
-        log_tests=jnp.asarray([[test.mean() for test in tests], [spread(test) for test in tests]], jnp.float32),
-        bank=jnp.asarray(near.bank, jnp.float32),
-        units=jnp.asarray(near.units, jnp.float32),
-    )
+    logs = np.log(np.maximum(_held_out(levels, typicality), TINY))
+    return fitted._replace(log_typicality=jnp.asarray([logs.mean(), spread(logs)], jnp.float32), near=near)
 
 
 def scores_of_normals(
-    calibration: Calibration, levels: np.ndarray, combination: str, distances: np.ndarray
+    calibration: Calibration, levels: np.ndarray, combination: str, distances: np.ndarray | None
 ) -> np.ndarray:
     """What the normals [L, N] that a calibration was fitted on would score, had it not seen them: [N].
 
-    distances: [N], of each from the nearest others, or empty where they are not asked for.
+    distances: [N], of each from the nearest others (`nearness.remember`), or None where they are not asked for.
     Among themselves they look more typical than new normals do, the more so the more levels there are. One level that is only
     moved and stretched keeps its order, and calibrations that each do so differently would spoil that.
     """
     if COMBINATIONS[combination].errors_alone and len(levels) == 1:
         return np.asarray(standardised_mean(calibration, jnp.asarray(levels, jnp.float32)), np.float64)
-    known = distances if len(distances) else np.ones(levels.shape[1])
+    known = np.zeros(levels.shape[1]) if distances is None else distances
 
     def score(others: Calibration, levels: Array) -> Array:
         filled = jnp.asarray(np.resize(known, levels.shape[1]), jnp.float32)
-        return COMBINATIONS[combination].join(others._replace(log_tests=calibration.log_tests), levels, filled)
+        return COMBINATIONS[combination].join(
+            others._replace(log_typicality=calibration.log_typicality), levels, filled
+        )
 
     return _held_out(np.asarray(levels, np.float64), score)
 
@@ -142,9 +142,8 @@ def _fit(levels: np.ndarray) -> Calibration:
         scale=single(spread(levels.T)),
         log_mean=single(logs.mean(axis=0)),
         log_precision=single(precision),
-        log_tests=single([[0, 0], [1, 1]]),
-        bank=single(NOT_ASKED.bank),
-        units=single(NOT_ASKED.units),
+        log_typicality=single([0, 1]),
+        near=NOT_ASKED,
     )
 
 
@@ -180,20 +179,20 @@ def typicality(calibration: Calibration, levels: Array) -> Array:
 def fisher(calibration: Calibration, levels: Array, distances: Array) -> Array:
     """-log p_1 - log p_2, the p-values of two tests for "this is a normal": is it typical, and is it near one? [B].
 
-    p = 1 - Phi(z), with z the standardised logarithm of `typicality` or of the distance [B] from the nearest normals
-    (`nearness.distances`). What no normal could be shows in the first, wherever it lies. In the second shows what every
+    p = 1 - Phi(z), with z the standardised logarithm of `typicality`, or that of the distance from the nearest normals, which
+    `nearness.distances` [B] are. What no normal could be shows in the first, wherever it lies. In the second shows what every
     single error allows but no normal looks like, above all among normals of many kinds, where every spectrum of errors is
     typical.
     Source: the combination of p-values of Fisher 1932 ("Statistical methods for research workers", section 21.1), whose
     statistic is twice this.
     """
-    mean, scale = calibration.log_tests
-    tests = jnp.log(jnp.maximum(jnp.stack([typicality(calibration, levels), distances]), TINY))
-    return -jax.scipy.stats.norm.logsf((tests - mean[:, None]) / scale[:, None]).sum(axis=0)
+    mean, scale = calibration.log_typicality
+    untypical = (jnp.log(jnp.maximum(typicality(calibration, levels), TINY)) - mean) / scale
+    return -jax.scipy.stats.norm.logsf(jnp.stack([untypical, distances])).sum(axis=0)
 
 
 class Combination(NamedTuple):
-    """join: (calibration, levels [L, B], distances [B] from the nearest normals) -> scores [B].
+    """join: (calibration, levels [L, B], distances [B] of `nearness`) -> scores [B].
 
     logarithmic: whether it takes logarithms of the levels, none of which may then be negative. near: whether it asks for the
     distances, for which a run keeps its normals. network: whether it asks for the levels. errors_alone: whether it is these

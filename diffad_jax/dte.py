@@ -2,8 +2,8 @@
 
 A datum x is read as x_0 + sigma_t eps with x_0 a training normal, and the score says which t, or which variance sigma_t^2,
 its posterior favours. Livernoche et al. 2024, "On diffusion modeling for anomaly detection" (ICLR), section 4 and the
-authors' published settings, with 300 steps for all (theirs are 400 for the categorical one). Three of the estimators are
-theirs; `adaptive` is ours.
+authors' published settings, with 300 steps for all (theirs are 400 for the categorical one). An estimator of our own, without
+a network as the non-parametric one, is in `nearness`.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,6 @@ from diffad_jax.process import linear_betas
 NUM_STEPS = 300
 NUM_BINS = 7
 NEIGHBOURS = 5
-# Of `bandwidths` and `adaptive`, chosen by experiments/selection.py, like the constants of configs/adbench.py's whitening.
-BANDWIDTH_NEIGHBOURS = 10
-MAX_UNIT_RATIO = 1.3
-TERMS = 300
-FEWEST, MOST = 3, 10  # the ends of the range in which TERMS decides
 
 Params = list[tuple[Array, Array]]
 
@@ -137,37 +132,3 @@ def non_parametric(x: np.ndarray, bank: np.ndarray) -> np.ndarray:
     k = min(NEIGHBOURS, len(bank))
     scale = np.square(knn_distances(x, bank, k), dtype=np.float64).mean(axis=1) / 2
     return scale / (gamma_shape(bank.shape[1]) + 1)
-
-
-def bandwidths(bank: np.ndarray, neighbours: int = BANDWIDTH_NEIGHBOURS, clip: float = MAX_UNIT_RATIO) -> np.ndarray:
-    """h_i = sqrt(mean of the k smallest |x_i - x_j|^2, j != i), within [m / c, c m], m the median of those above 0: [N].
-
-    k: `neighbours`, c: `clip` >= 1; c = 1 gives all rows one unit. Units without bounds would hide how sparse a region is,
-    which is what tells anomalies in tables, whose densities differ by orders of magnitude: most of their units lie beyond
-    c = 1.3, of those of embeddings about a tenth. Where all rows are copies of others, or there is one row alone, no scale is
-    known, and m = 1.
-    """
-    if len(bank) == 1:
-        return np.ones(1)
-    k = min(neighbours, len(bank) - 1)
-    # A row's nearest is itself, or a copy at the same distance 0.
-    h = np.sqrt(np.square(knn_distances(bank, bank, k + 1)[:, 1:], dtype=np.float64).mean(axis=1))
-    m = np.median(h[h > 0]) if (h > 0).any() else 1.0
-    return np.clip(h, m / clip, clip * m)
-
-
-def neighbour_count(dims: int, terms: float = TERMS) -> int:
-    """How many neighbours `adaptive` asks for: k = terms / D within 3 and 10."""
-    return round(min(max(terms / dims, FEWEST), MOST))
-
-
-def adaptive(x: np.ndarray, bank: np.ndarray, units: np.ndarray, terms: float = TERMS) -> np.ndarray:
-    """The mean of the k smallest |x - x_i| / h_i, h = `bandwidths(bank)`, k = `neighbour_count(D)`: [M, D] -> [M].
-
-    Diffusion time in which each training datum's noise is measured in the units of its own neighbourhood: the empirical
-    model (1 / N) sum_i N(x; x_i, h_i^2 s^2 I) has sample-point bandwidths (Breiman, Meisel & Purcell 1977, eq. 2.2), and
-    for small noise the s^2 that explains x best is governed by the smallest |x - x_i| / h_i; the mean of several steadies it,
-    the fewer the more columns each distance already sums over.
-    """
-    k = min(neighbour_count(bank.shape[1], terms), len(bank))
-    return knn_distances(x, bank, k, units).mean(axis=1, dtype=np.float64)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffad_jax import compiler, memory, nearness, neighbours
+from diffad_jax import compiler, memory, nearness
 from diffad_jax.assembly import System
 from diffad_jax.calibration import (
     COMBINATIONS,
@@ -72,7 +72,7 @@ def reading(judge: Judge, combination: str, x_0: Array, maps: Array) -> Reading:
         scores, heat = memory.read(judge, maps)
         errors = scores
     else:
-        distances = nearness.distances(judge.bank, judge.units, x_0) if len(judge.bank) else jnp.ones(len(x_0))
+        distances = nearness.distances(judge.near, x_0) if len(judge.near.bank) else jnp.zeros(len(x_0))
         levels = per_datum(maps)
         scores, errors = COMBINATIONS[combination].join(judge, levels, distances), standardised_mean(judge, levels)
         heat = standardised_mean(judge, maps)
@@ -100,9 +100,8 @@ def batch_reader(
 
     mesh, key = data_mesh(batch_size), jax.random.key(seed)
     compiled = compiler.jit(on(mesh, read))
-    if isinstance(judge, Calibration) and len(judge.bank):
-        bank, units = neighbours.filled(judge.bank, judge.units)
-        judge = judge._replace(bank=bank, units=units)
+    if isinstance(judge, Calibration) and len(judge.near.bank):
+        judge = judge._replace(near=nearness.filled(judge.near))
     params, judge = replicate((params, judge), mesh)
     return lambda x: compiled(params, judge, split(x, mesh), key)
 
@@ -146,11 +145,19 @@ def joined(function: Callable[[np.ndarray], Array], x: Rows, batch_size: int) ->
 
 
 def fit_judge(
-    system: System, params: Params, normals: Rows, chosen: np.ndarray, combination: str, seed: int, batch_size: int
+    system: System,
+    params: Params,
+    normals: Rows,
+    chosen: np.ndarray,
+    combination: str,
+    seed: int,
+    batch_size: int,
+    deviations: np.ndarray | None = None,
 ) -> tuple[Judge, float, np.ndarray]:
     """What scores are judged by, fitted on transformed normals[chosen]: judge, threshold, the scores of these, sorted.
 
     normals: [N, ...]; as many as there is room for are kept where the combination asks for the nearest. chosen: int [n].
+    deviations: see `nearness.views_of`.
     """
     rows = normals[chosen]
     if combination == MEMORY:
@@ -167,16 +174,14 @@ def fit_judge(
     bank, signatures = (
         joined(lambda x: signature(split(x, mesh)), some, batch_size) for some in (Chosen(normals, kept), rows)
     )
-    units = nearness.units_of(bank, shape)
-    distances = nearness.distances_among(bank, units, signatures, np.isin(chosen, kept), shape)
-    near = Near(bank, units, distances)
-    return fit_calibration(levels, combination, near)
+    near, distances = nearness.remember(bank, signatures, np.isin(chosen, kept), shape, deviations)
+    return fit_calibration(levels, combination, near, distances)
 
 
 def fit_calibration(
-    levels: np.ndarray, combination: str, near: Near = NOT_ASKED
+    levels: np.ndarray, combination: str, near: Near = NOT_ASKED, distances: np.ndarray | None = None
 ) -> tuple[Calibration, float, np.ndarray]:
-    """Of training normals' levels [L, N]: calibration, threshold on the combined score, the combined scores, sorted."""
+    """Of training normals' levels [L, N], and distances [N] where these are asked for: calibration, threshold on the combined score, the combined scores, sorted."""
     calibration = calibrate(levels, near)
-    scores = np.sort(scores_of_normals(calibration, levels, combination, near.distances))
+    scores = np.sort(scores_of_normals(calibration, levels, combination, distances))
     return calibration, threshold(scores), scores

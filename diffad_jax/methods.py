@@ -14,8 +14,8 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from configs import adbench, adbench_dit
-from diffad_jax import baselines, compiler, dte
-from diffad_jax.calibration import Calibration, calibrate, per_datum, standardised_mean
+from diffad_jax import baselines, compiler, dte, nearness, neighbours
+from diffad_jax.calibration import Calibration, Near, calibrate, per_datum, standardised_mean
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Rows, chunks, evenly_spaced
 from diffad_jax.data.pipeline import batch_rows
@@ -23,7 +23,6 @@ from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError, check_choice
 from diffad_jax.evaluation import joined
 from diffad_jax.loop import Diverged
-from diffad_jax.nearness import most_rows
 from diffad_jax.runs import define
 from diffad_jax.settings import scoring_of
 from diffad_jax.training import (
@@ -202,9 +201,12 @@ def dte_ig(normals: Rows, seed: int) -> Scorer:
     return network(partial(_time_programs, dte.inverse_gamma_loss, dte.inverse_gamma_score, 1, settings))(normals, seed)
 
 
+MOST_JUDGED = 2048  # normals, by whose distances from the others a distance is called far
+
+
 def bank_of(normals: Rows, transform: Transform) -> np.ndarray:
     """The transformed normals, or as many as a run keeps of them, evenly spaced."""
-    return transform.apply(normals[evenly_spaced(len(normals), most_rows(normals.shape[1:]))])
+    return transform.apply(normals[evenly_spaced(len(normals), nearness.most_rows(normals.shape[1:]))])
 
 
 def dte_np(normals: Rows, seed: int) -> Scorer:
@@ -215,11 +217,20 @@ def dte_np(normals: Rows, seed: int) -> Scorer:
 
 
 def ours(normals: Rows, seed: int) -> Scorer:
-    """Diffusion time in local units on whitened rows, see `dte.adaptive`."""
+    """Diffusion time in local units and two views of whitened rows, see `nearness`."""
     transform = transforms.fitted(WHITENING, normals)
     bank = bank_of(normals, transform)
-    units = dte.bandwidths(bank)
-    return partial(in_chunks, transform, partial(dte.adaptive, bank=bank, units=units))
+    judged = bank[evenly_spaced(len(bank), MOST_JUDGED)]
+    members = np.ones(len(judged), bool)
+    near, _ = nearness.remember(bank, judged, members, bank.shape[1:], transform.deviations)
+    return partial(in_chunks, transform, partial(_distances, nearness.filled(near)))
+
+
+def _distances(near: Near, x: np.ndarray) -> np.ndarray:
+    return joined(lambda batch: _near(near, jnp.asarray(batch)), x, neighbours.BATCH)
+
+
+_near = jax.jit(nearness.distances)
 
 
 def classical(name: str) -> Fit:

@@ -1,9 +1,15 @@
 """How far is a datum from the nearest normals? The question that a denoiser does not answer.
 
-Whether its errors are usual says nothing of where a datum lies among the normals. The distance to the nearest grows with the
-non-parametric estimate of diffusion time (`dte`). Vectors are measured in local units, by `dte.adaptive`. Pictures are
-compared with the one nearest after global contrast normalisation: in raw pixels brightness and contrast decide, which tell
-little of what is shown, and local units serve digits and photos worse than one unit (docs/pictures.md).
+Whether its errors are usual says nothing of where a datum lies among the normals. The distance to the nearest grows with
+the non-parametric estimate of diffusion time (`dte`): the empirical model (1 / N) sum_i N(x; x_i, h_i^2 s^2 I) of N normals
+x_i has sample-point bandwidths h_i (Breiman, Meisel & Purcell 1977, eq. 2.2), and for small noise the s^2 that explains x
+best is governed by the smallest |x - x_i| / h_i.
+
+Vectors are so measured in the units of each normal's neighbourhood, and in two views: whitened, where a broken correlation is
+far, but noise in a direction of little variance counts as much as all else, and with their columns merely scaled, where it is
+the other way round. Pictures are compared with the one nearest after global contrast normalisation: in raw pixels brightness
+and contrast decide, which tell little of what is shown, and local units serve digits and photos worse than one unit
+(docs/pictures.md).
 """
 
 import jax
@@ -11,12 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffad_jax import dte, neighbours
+from diffad_jax import neighbours
+from diffad_jax.calibration import TINY, Near, spread
 
 SIDE = 32  # pixels
 MOST_VALUES, MOST_ROWS = 2**24, 2**15  # of a bank: 64 MiB, and 32 MiB of distances for a batch of 256
 SOFTENING = 0.2  # of pictures in [-1, 1], whose deviation is about 0.5: what has less keeps some of its faintness
 COPY = 1e-5  # of a signature's length: how far a copy may lie by rounding, and counts as no farther than 0
+# Chosen by experiments/selection.py, like the constants of configs/adbench.py's whitening.
+BANDWIDTH_NEIGHBOURS = 10
+MAX_UNIT_RATIO = 1.3
+TERMS = 300
+FEWEST, MOST = 3, 10  # the ends of the range in which TERMS decides
+
+
+# --- what is compared ---------------------------------------------------------------------------------------------------
 
 
 def signature(x: Array) -> Array:
@@ -38,14 +53,102 @@ def most_rows(shape: tuple[int, ...]) -> int:
     return max(1, min(MOST_ROWS, MOST_VALUES // values))
 
 
-def units_of(bank: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """In which unit the distance from each signature of the bank is measured, for data of a shape: [M, D] -> [M]."""
-    return dte.bandwidths(bank) if len(shape) == 1 else np.ones(len(bank))
+def views_of(deviations: np.ndarray | None, width: int) -> np.ndarray:
+    """The weights of the columns in each view, [V, width]: all 1, and the deviations that whitening has taken from them."""
+    ones = np.ones((1, width), np.float32)
+    return ones if deviations is None else np.concatenate([ones, deviations[None].astype(np.float32)])
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    """How many nearest normals a datum of a shape is compared with."""
-    return dte.neighbour_count(shape[0]) if len(shape) == 1 else 1
+# --- in which unit ------------------------------------------------------------------------------------------------------
+
+
+def bandwidths(bank: np.ndarray, count: int = BANDWIDTH_NEIGHBOURS, clip: float = MAX_UNIT_RATIO) -> np.ndarray:
+    """h_i = sqrt(mean of the k smallest |x_i - x_j|^2, j != i), within [m / c, c m], m the median of those above 0: [N].
+
+    k: `count`, c: `clip` >= 1; c = 1 gives all rows one unit. Units without bounds would hide how sparse a region is,
+    which is what tells anomalies in tables, whose densities differ by orders of magnitude: most of their units lie beyond
+    c = 1.3, of those of embeddings about a tenth. Where all rows are copies of others, or there is one row alone, no scale is
+    known, and m = 1.
+    """
+    if len(bank) == 1:
+        return np.ones(1)
+    k = min(count, len(bank) - 1)
+    # A row's nearest is itself, or a copy at the same distance 0.
+    h = np.sqrt(np.square(neighbours.knn_distances(bank, bank, k + 1)[:, 1:], dtype=np.float64).mean(axis=1))
+    m = np.median(h[h > 0]) if (h > 0).any() else 1.0
+    return np.clip(h, m / clip, clip * m)
+
+
+def neighbour_count(shape: tuple[int, ...], terms: float = TERMS) -> int:
+    """How many of the nearest normals a datum of a shape is compared with: 1 for pictures, k = terms / D within 3 and 10.
+
+    The mean over several steadies it, the fewer the more columns each distance already sums over.
+    """
+    return round(min(max(terms / shape[0], FEWEST), MOST)) if len(shape) == 1 else 1
+
+
+# --- how far ------------------------------------------------------------------------------------------------------------
+
+
+def remember(
+    bank: np.ndarray,
+    signatures: np.ndarray,
+    members: np.ndarray,
+    shape: tuple[int, ...],
+    deviations: np.ndarray | None = None,
+    bandwidth: tuple[int, float] = (BANDWIDTH_NEIGHBOURS, MAX_UNIT_RATIO),
+    terms: float = TERMS,
+) -> tuple[Near, np.ndarray]:
+    """What is kept of normals of a shape, and how far normals with the given signatures [N, D] are from the others, [N].
+
+    bank: signatures [M, D]. members: bool [N], which of the N the bank holds; none is its own neighbour. deviations: [D] of
+    whitened vectors, see `views_of`. bandwidth: the arguments of `bandwidths`, which gives vectors their units; pictures
+    have one.
+    """
+    vectors = len(shape) == 1
+    weights = views_of(deviations if vectors else None, bank.shape[1])
+    count = neighbour_count(shape, terms)
+    units = np.stack([bandwidths(bank * w, *bandwidth) if vectors else np.ones(len(bank)) for w in weights])
+    found = np.stack([_among(bank * w, h, signatures * w, members, count) for w, h in zip(weights, units, strict=True)])
+    usual = np.stack([_usual(own) for own in found])
+    near = Near(*(jnp.asarray(array, jnp.float32) for array in (bank, weights, units, usual)))
+    return near, np.asarray(_farthest(jnp.asarray(found, jnp.float32), near.usual))
+
+
+def distances(near: Near, x: Array, terms: float = TERMS) -> Array:
+    """How many deviations of the normals' log distances a datum is farther than they are: [B, ...] -> [B].
+
+    max over views v of (log d_v - mean_v) / deviation_v, d_v the mean of the k smallest |w_v (s(x) - b_i)| / h_vi, b_i the
+    signatures of normals, h_vi their units and w_v the weights of the columns; k as `neighbour_count` says, or as many as
+    the bank holds. A row of infinite unit does not count (`neighbours.filled`). What the bank holds k times is at TINY.
+    """
+    k = min(neighbour_count(x.shape[1:], terms), len(near.bank))
+    middle, signatures = neighbours.middle_of(near.bank), signature(x)
+
+    def mean_distance(weights: Array, units: Array) -> Array:
+        rows, seen = (near.bank - middle) * weights, signatures * weights
+        found = _copies_at_0(neighbours.nearest(seen - middle * weights, rows, units, k), seen, units)
+        count = jnp.minimum(k, jnp.isfinite(units).sum())
+        return jnp.where(jnp.arange(k) < count, found, 0).sum(axis=1) / count
+
+    return _farthest(jnp.stack([mean_distance(*view) for view in zip(near.weights, near.units)]), near.usual)
+
+
+def filled(near: Near) -> Near:
+    """The same normals in arrays of a shape that banks of about one size share, see `neighbours.filled`."""
+    bank, units = neighbours.filled(near.bank, near.units)
+    return near._replace(bank=bank, units=units)
+
+
+def _among(bank: np.ndarray, units: np.ndarray, signatures: np.ndarray, members: np.ndarray, count: int) -> np.ndarray:
+    """d of `distances`, in one view, for normals of which the bank holds the members: [M, D], [M], [N, D], bool [N] -> [N].
+
+    Exactly 0 for what the bank holds k times besides, and for the only one.
+    """
+    found = neighbours.knn_distances(signatures, bank, min(count + 1, len(bank)), units)
+    found = np.asarray(_copies_at_0(*map(jnp.asarray, (found, signatures, units))))
+    others = found[:, 1:] if len(bank) > 1 else found
+    return np.where(members, others.mean(axis=1), found[:, :count].mean(axis=1))
 
 
 def _copies_at_0(found: Array, signatures: Array, units: Array) -> Array:
@@ -53,28 +156,15 @@ def _copies_at_0(found: Array, signatures: Array, units: Array) -> Array:
     return jnp.where(found <= COPY * jnp.linalg.norm(signatures, axis=1, keepdims=True) / units.min(), 0, found)
 
 
-def distances(bank: Array, units: Array, x: Array) -> Array:
-    """The mean of the k smallest |s(x) - b_i| / h_i: [M, D], [M], [B, ...] -> [B].
+def _usual(found: np.ndarray) -> np.ndarray:
+    """Mean and deviation of the logarithms of normals' distances [N].
 
-    b_i: the signatures of normals, h_i: their units. k = 1 for pictures, `dte.neighbour_count(D)` for vectors, or as many as
-    the bank holds. A row of infinite unit does not count (`neighbours.filled`).
+    Copies tell nothing of how far normals lie apart, and a single one would be all of the deviation.
     """
-    middle, k = neighbours.middle_of(bank), min(_count(x.shape[1:]), len(bank))
-    signatures = signature(x)
-    found = _copies_at_0(neighbours.nearest(signatures - middle, bank - middle, units, k), signatures, units)
-    count = jnp.minimum(k, jnp.isfinite(units).sum())
-    return jnp.where(jnp.arange(k) < count, found, 0).sum(axis=1) / count
+    logs = np.log(found[found > TINY]) if (found > TINY).any() else np.zeros(1)
+    return np.array([logs.mean(), spread(logs)])
 
 
-def distances_among(
-    bank: np.ndarray, units: np.ndarray, signatures: np.ndarray, members: np.ndarray, shape: tuple[int, ...]
-) -> np.ndarray:
-    """The same for the signatures of normals, of which the bank holds the `members`: [M, D], [M], [N, D], bool [N] -> [N].
-
-    None is its own neighbour. Exactly 0 for what the bank holds k times besides, and for the only one.
-    """
-    count = _count(shape)
-    found = neighbours.knn_distances(signatures, bank, min(count + 1, len(bank)), units)
-    found = np.asarray(_copies_at_0(*map(jnp.asarray, (found, signatures, units))))
-    others = found[:, 1:] if len(bank) > 1 else found
-    return np.where(members, others.mean(axis=1), found[:, :count].mean(axis=1))
+def _farthest(found: Array, usual: Array) -> Array:
+    """The largest of the standardised log distances [V, B] -> [B]."""
+    return ((jnp.log(jnp.maximum(found, TINY)) - usual[:, :1]) / usual[:, 1:]).max(axis=0)

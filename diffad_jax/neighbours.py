@@ -50,13 +50,14 @@ def shared_size(count: int) -> int:
 
 
 def filled(bank: Any, units: Any) -> tuple[Array, Array]:
-    """The bank [N, D] and its units [N], with so many rows of infinite unit that banks of about one size have one shape.
+    """The bank [N, D] and its units [..., N], with so many rows of infinite unit that banks of about one size have one shape.
 
     The fillers are copies, so that the bank's middle stays about where it was.
     """
     filler = shared_size(len(bank)) - len(bank)
     rows = jnp.resize(jnp.asarray(bank, jnp.float32), (len(bank) + filler, bank.shape[1]))
-    return rows, jnp.pad(jnp.asarray(units, jnp.float32), (0, filler), constant_values=jnp.inf)
+    units = jnp.asarray(units, jnp.float32)
+    return rows, jnp.pad(units, [(0, 0)] * (units.ndim - 1) + [(0, filler)], constant_values=jnp.inf)
 
 
 @partial(jax.jit, static_argnames="k")

@@ -138,8 +138,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
         else None,
         progress=dataset.name if progress and writes else None,
     )
-    arguments = (scoring.combination, config.seed, scoring.batch_size)
-    judged = fit_judge(system, fitted.state.ema, rows, calibrating, *arguments)
+    how = scoring.combination, config.seed, scoring.batch_size
+    judged = fit_judge(system, fitted.state.ema, rows, calibrating, *how, transform.deviations)
     counts = {"n_train": len(learnt), "n_held_out": len(held_out)}
     facts = {**counts, "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
     if writes:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffad_jax.calibration import Calibration
+from diffad_jax.calibration import NOT_ASKED, Calibration, Near
 from diffad_jax.data.dataset import Dataset, fingerprint
 from diffad_jax.data.npz import read_arrays
 from diffad_jax.data.pipeline import Pipeline
@@ -172,7 +173,9 @@ class Statistics:
     def save(self, workdir: Path) -> None:
         """Writes statistics.npz."""
         arrays = {f"transform/{key}": value for key, value in self.transform.to_arrays().items()}
-        arrays |= {f"calibration/{key}": np.asarray(value) for key, value in self.judge._asdict().items()}
+        judge = self.judge._asdict()
+        arrays |= {f"near/{key}": np.asarray(value) for key, value in judge.pop("near", NOT_ASKED)._asdict().items()}
+        arrays |= {f"calibration/{key}": np.asarray(value) for key, value in judge.items()}
         arrays |= {f"facts/{key}": np.asarray(value) for key, value in self.facts.items()}
         arrays |= {"normal_scores": self.normal_scores, "dataset": np.array(self.dataset)}
         arrays |= {"rows": np.array(self.rows), "columns": np.array(self.columns, str)}
@@ -193,7 +196,7 @@ class Statistics:
             raise useless(f"is damaged ({str(error).removeprefix(f'{path}: ')})") from error
         if not {"normal_scores", "dataset", "rows", "columns"} <= stored.keys():
             raise useless("of an earlier version")
-        groups: dict[str, dict[str, np.ndarray]] = {"transform": {}, "calibration": {}, "facts": {}}
+        groups: dict[str, dict[str, Any]] = {"transform": {}, "calibration": {}, "near": {}, "facts": {}}
         for key in stored:
             group, _, name = key.partition("/")
             if name and group not in groups:
@@ -201,14 +204,23 @@ class Statistics:
             if name:
                 groups[group][name] = stored[key]
         facts = {key: float(value) for key, value in groups["facts"].items()}
-        transform = Transform.from_arrays(groups["transform"])
-        kind = Memory if "whitening" in groups["calibration"] else Calibration
-        if set(kind._fields) != groups["calibration"].keys():
-            found, needed = ", ".join(groups["calibration"]), ", ".join(kind._fields)
-            raise useless(f"is damaged or of an earlier version (it has {found} of {needed})")
+        try:
+            transform = Transform.from_arrays(groups["transform"])
+        except InputError as error:
+            raise useless(f"is damaged or of an earlier version ({error})") from error
+
+        def built(kind: Any, arrays: Mapping[str, Any]) -> Any:
+            if set(kind._fields) != arrays.keys():
+                found, needed = ", ".join(arrays), ", ".join(kind._fields)
+                raise useless(f"is damaged or of an earlier version (it has {found} of {needed})")
+            return kind(**jax.tree.map(jnp.asarray, arrays))
+
+        judge = groups["calibration"]
         return cls(
             transform,
-            kind(**{k: jnp.asarray(v) for k, v in groups["calibration"].items()}),
+            built(Memory, judge)
+            if "whitening" in judge
+            else built(Calibration, judge | {"near": built(Near, groups["near"])}),
             float(stored["threshold"]),
             stored["normal_scores"],
             facts,

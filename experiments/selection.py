@@ -11,20 +11,24 @@ until no change helps. Writes selection.csv, a line for each setting and set, an
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from diffad_jax import csv_files, dte
+from diffad_jax import csv_files, nearness
 from diffad_jax.data import transforms
 from diffad_jax.data.adbench import adbench
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError
+from diffad_jax.evaluation import joined
 from diffad_jax.files import write_atomically
 from diffad_jax.metrics import metrics
+from diffad_jax.neighbours import BATCH
 from diffad_jax.pseudo import pseudo_anomalies
 from diffad_jax.table import grid
 from experiments import cli
@@ -36,16 +40,18 @@ LABELLED = flags.DEFINE_string("labelled", None, "Folder of other sets, whose la
 MAX_ROWS = 1500
 SEED = 0
 ANOMALIES = "anomalies"
+distances = jax.jit(nearness.distances, static_argnames="terms")
 
 
 class Settings(NamedTuple):
-    """The constants of `transforms.fit("whiten")`, `dte.bandwidths` and `dte.adaptive`; by default the plain method."""
+    """The constants of `transforms.fit("whiten")` and `nearness`; by default the plain method."""
 
     pooling: float = 0.0
     shrinkage: float = 0.0
     clip: float = 1.0
     bandwidth_neighbours: int = 3
     terms: float = 0.0
+    views: int = 1
 
 
 # Pooling ends at 1: beyond, columns keep the unit that they came in, whatever it is.
@@ -55,6 +61,7 @@ GRID: dict[str, tuple[float, ...]] = {
     "clip": (1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0),
     "bandwidth_neighbours": (1, 3, 5, 10),
     "terms": (0.0, 100.0, 300.0, 1000.0, np.inf),
+    "views": (1, 2),
 }
 
 
@@ -97,8 +104,17 @@ def separations(problem: Problem, candidates: Sequence[Settings]) -> list[dict[s
             transform = transforms.fit("whiten", problem.normals, **whitening)
             bank, rows = transform.apply(problem.normals), transform.apply(np.concatenate(groups))
             fitted = whitening
-        units = dte.bandwidths(bank, settings.bandwidth_neighbours, settings.clip)
-        normal, *others = np.split(dte.adaptive(rows, bank, units, settings.terms), ends)
+        near, _ = nearness.remember(
+            bank,
+            bank,
+            np.ones(len(bank), bool),
+            bank.shape[1:],
+            transform.deviations if settings.views == 2 else None,
+            (settings.bandwidth_neighbours, settings.clip),
+            settings.terms,
+        )
+        scores = joined(partial(distances, nearness.filled(near), terms=settings.terms), rows, BATCH)
+        normal, *others = np.split(scores, ends)
         found.append({kind: auroc(normal, scores) for kind, scores in zip(problem.abnormal, others)})
     return found
 

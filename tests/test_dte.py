@@ -48,25 +48,6 @@ def test_non_parametric_takes_the_mean_square_of_five_neighbours() -> None:
     assert_allclose(dte.non_parametric(x, bank), (brute_nearest(x, bank, 5) ** 2).mean(axis=1) / 5, rtol=1e-4)
 
 
-def test_adaptive_measures_in_the_units_of_each_neighbourhood() -> None:
-    bank = np.concatenate([RNG.normal(size=(60, 3)), 20 + 3 * RNG.normal(size=(60, 3))]).astype(np.float32)
-    leave_one_out = brute_nearest(bank, bank, 4)[:, 1:]
-    h = np.sqrt((leave_one_out**2).mean(axis=1))
-    m = np.median(h)
-    h = np.clip(h, m / 2, 2 * m)
-    assert_allclose(dte.bandwidths(bank, 3, clip=2.0), h, rtol=1e-4)
-    x = RNG.normal(size=(30, 3)).astype(np.float32)
-    for terms, k in ((15, 5), (1, 3), (300, 10)):
-        assert_allclose(dte.adaptive(x, bank, h, terms), brute_nearest(x, bank, k, h).mean(axis=1), rtol=1e-4)
-
-
-def test_bandwidths_of_copies_are_finite() -> None:
-    assert len(set(dte.bandwidths(np.ones((10, 3), np.float32)))) == 1
-    mostly = np.concatenate([np.zeros((30, 2)), RNG.normal(size=(9, 2))]).astype(np.float32)
-    h = dte.bandwidths(mostly)
-    assert (h > 0).all() and np.isfinite(h).all()
-
-
 def test_noise_has_the_variance_of_its_step_and_bins_are_sevenths() -> None:
     assert dte.variances().shape == (300,) and 0.77 < dte.variances()[-1] < 0.79
     u = jnp.asarray([0.0, 0.5, 0.9999])

@@ -10,8 +10,9 @@ from brute import brute_nearest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import roc_auc_score
 
-from diffad_jax import detector, dte, nearness, neighbours, runs
-from diffad_jax.calibration import Calibration, Near, calibrate
+from diffad_jax import detector, nearness, runs
+from diffad_jax.calibration import TINY, Calibration, Near
+from diffad_jax.data import transforms
 from diffad_jax.data.dataset import evenly_spaced, one_class_split
 from diffad_jax.data.digits import digits
 
@@ -42,52 +43,133 @@ def test_vectors_are_compared_as_they_are() -> None:
 PICTURES, VECTORS = (2, 3, 1), (6,)  # shapes of data whose signatures have 6 values
 
 
-def distances(bank: np.ndarray, units: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    return np.asarray(nearness.distances(*neighbours.filled(bank, units), jnp.asarray(vectors)))
+def near_of(bank: np.ndarray, units: np.ndarray | None = None, **more: np.ndarray) -> Near:
+    """Normals of one view, whose log distances are taken as they are."""
+    units = np.ones(len(bank)) if units is None else units
+    return Near(
+        *(
+            jnp.asarray(more.get(name, array), jnp.float32)
+            for name, array in zip(Near._fields, (bank, np.ones((1, bank.shape[1])), units[None], [[0, 1]]))
+        )
+    )
+
+
+def distances(near: Near, x: np.ndarray) -> np.ndarray:
+    """exp of `nearness.distances`, which of `near_of` are the logarithms of distances."""
+    return np.exp(np.asarray(nearness.distances(nearness.filled(near), jnp.asarray(x))))
+
+
+def z(log: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    return (log - usual[..., 0]) / usual[..., 1]
+
+
+def standardised(own: np.ndarray) -> np.ndarray:
+    logs = np.log(own)
+    return (logs - logs.mean()) / logs.std()
 
 
 def test_pictures_are_compared_with_the_nearest_and_never_with_themselves() -> None:
     x = RNG.normal(size=(70, *PICTURES)).astype(np.float32)
     signatures = np.asarray(nearness.signature(jnp.asarray(x)))
-    bank, new, one = signatures[:40], signatures[40:], nearness.units_of(signatures[:40], PICTURES)
-    expected = brute(new, bank).min(axis=1)
-    assert_allclose(nearness.distances(jnp.asarray(bank), jnp.asarray(one), jnp.asarray(x[40:])), expected, rtol=1e-5)
-    assert_allclose(nearness.distances_among(bank, one, new, np.zeros(30, bool), PICTURES), expected, rtol=1e-5)
+    bank, new = signatures[:40], signatures[40:]
+    assert_allclose(distances(near_of(bank), x[40:]), brute(new, bank).min(axis=1), rtol=1e-5)
     others = np.sort(brute(bank, bank), axis=1)[:, 1]
-    again = bank[:10] * np.float32(1 + 1e-7)
-    assert_allclose(nearness.distances_among(bank, one, again, np.ones(10, bool), PICTURES), others[:10], rtol=1e-5)
-    assert nearness.distances_among(bank[:1], one[:1], bank[:1], np.array([True]), PICTURES) == 0, (
-        "a single normal has no other"
-    )
-    # A copy of what the bank holds, but no member of it, is as near to it as a new copy would be.
-    copies = nearness.distances_among(bank, one, bank[:10], np.zeros(10, bool), PICTURES)
-    assert_array_equal(copies, 0)
-    twice = np.concatenate([bank, bank[:3]])
-    among = nearness.distances_among(twice, np.ones(43), twice, np.ones(43, bool), PICTURES)
-    assert_array_equal(among[:5] == 0, [True] * 3 + [False] * 2)
+    again = bank * np.float32(1 + 1e-7)
+    near, found = nearness.remember(bank, again, np.ones(40, bool), PICTURES, deviations=np.ones(6))
+    assert_array_equal(near.bank, bank)
+    assert near.weights.shape == (1, 6) and (near.units == 1).all(), "pictures have one unit and one view"
+    assert_allclose(near.usual, [[np.log(others).mean(), np.log(others).std()]], rtol=1e-5)
+    assert_allclose(found, standardised(others), atol=1e-4)
+    # Of a bank that holds some of the normals those in it are not their own neighbours, and all others have all of it.
+    members = np.arange(70) < 40
+    _, found = nearness.remember(bank, signatures, members, PICTURES)
+    assert_allclose(found, standardised(np.concatenate([others, brute(new, bank).min(axis=1)])), atol=1e-4)
+    near, found = nearness.remember(bank[:1], bank[:1], np.array([True]), PICTURES)
+    assert_array_equal(near.usual, [[0, 1]])
+    assert found < -20, "a single normal has no other"
     assert nearness.most_rows((512,)) == nearness.MOST_ROWS > nearness.most_rows((224, 224, 3)) == 2**24 // 3072
 
 
+def test_a_copied_normal_leaves_what_is_usual_as_it_was() -> None:
+    bank = RNG.normal(size=(60, 6)).astype(np.float32)
+    apart, _ = nearness.remember(bank, bank, np.ones(60, bool), PICTURES)
+    bank[1] = bank[0]
+    copied, found = nearness.remember(bank, bank, np.ones(60, bool), PICTURES)
+    assert_array_equal(found[:4] < -20, [True, True, False, False])
+    assert_allclose(copied.usual, apart.usual, rtol=0.1)
+    # A copy of what the bank holds, but no member of it, is as near to it as a new copy would be.
+    _, found = nearness.remember(bank, bank[10:20], np.zeros(10, bool), PICTURES)
+    assert (found < -20).all()
+
+
+def test_units_are_those_of_the_neighbourhood_within_bounds() -> None:
+    bank = np.concatenate([RNG.normal(size=(60, 3)), 20 + 3 * RNG.normal(size=(60, 3))]).astype(np.float32)
+    h = np.sqrt((brute_nearest(bank, bank, 4)[:, 1:] ** 2).mean(axis=1))
+    m = np.median(h)
+    assert_allclose(nearness.bandwidths(bank, 3, clip=2.0), np.clip(h, m / 2, 2 * m), rtol=1e-4)
+    assert len(set(nearness.bandwidths(np.ones((10, 3), np.float32)))) == 1
+    mostly = np.concatenate([np.zeros((30, 2)), RNG.normal(size=(9, 2))]).astype(np.float32)
+    h = nearness.bandwidths(mostly)
+    assert (h > 0).all() and np.isfinite(h).all()
+
+
 def test_vectors_are_measured_in_the_units_of_each_neighbourhood() -> None:
-    """As `dte.adaptive` does, by ten neighbours of six values each; none of them is the row itself, or a filler."""
+    """By ten neighbours of six values each; none of them is a filler."""
     scale = np.repeat([[1.0], [1.5]], 20, axis=0)
     bank, new = (3 * scale + scale * RNG.normal(size=(40, 6)) for _ in range(2))
     bank, new = bank.astype(np.float32), new.astype(np.float32)
-    units = nearness.units_of(bank, VECTORS)
-    assert_allclose(units, dte.bandwidths(bank))
+    units = nearness.bandwidths(bank)
     assert units.max() > 1.3 * units.min()
     for offset in (0, 300):
         expected = brute_nearest(new, bank, 10, units).mean(axis=1)
-        found = distances(bank + np.float32(offset), units, new + np.float32(offset))
+        found = distances(near_of(bank + np.float32(offset), units), new + np.float32(offset))
         assert_allclose(found, expected, rtol=1e-3 if offset else 1e-5)
-    assert_allclose(dte.adaptive(new, bank, units), distances(bank, units, new), rtol=1e-5)
-    assert_allclose(nearness.distances_among(bank, units, new, np.zeros(40, bool), VECTORS), expected, rtol=1e-5)
+    for terms, k in ((30, 5), (1, 3), (300, 10)):
+        found = nearness.distances(nearness.filled(near_of(bank, units)), jnp.asarray(new), terms)
+        assert_allclose(np.exp(found), brute_nearest(new, bank, k, units).mean(axis=1), rtol=1e-5)
     # The rounding of another batch is small beside a row, and may be large beside its unit.
     close = (1 + 1e-3 * bank).astype(np.float32)
-    units = nearness.units_of(close, VECTORS)
-    others = brute_nearest(close, close, 11, units)[:, 1:].mean(axis=1)
-    again = close[:10] * np.float32(1 + 1e-7)
-    assert_allclose(nearness.distances_among(close, units, again, np.ones(10, bool), VECTORS), others[:10], rtol=1e-3)
+    again = close * np.float32(1 + 1e-7)
+    near, found = nearness.remember(close, again, np.ones(40, bool), VECTORS)
+    assert_allclose(near.units, nearness.bandwidths(close)[None], rtol=1e-6)
+    others = brute_nearest(close, close, 11, nearness.bandwidths(close))[:, 1:].mean(axis=1)
+    assert_allclose(found, standardised(others), atol=0.02)
+
+
+def test_the_farther_of_two_views_counts() -> None:
+    """What whitening blows up hides the middle of a ring, and what it does not a broken correlation."""
+    turn = np.linalg.qr(RNG.normal(size=(30, 30)))[0]
+
+    def ring(count: int) -> np.ndarray:
+        angle = RNG.uniform(0, 2 * np.pi, count)
+        plane = np.c_[np.cos(angle), np.sin(angle), np.zeros((count, 28))]
+        return plane @ turn + 0.1 * RNG.normal(size=(count, 30))
+
+    def aurocs(train: np.ndarray, normal: np.ndarray, abnormal: np.ndarray) -> list[float]:
+        transform = transforms.fit("whiten", train.astype(np.float32))
+        bank, rows = (transform.apply(x.astype(np.float32)) for x in (train, np.concatenate([normal, abnormal])))
+        labels, found = np.repeat([0, 1], [len(normal), len(abnormal)]), []
+        for deviations in (None, transform.deviations):
+            near, _ = nearness.remember(bank, bank, np.ones(len(bank), bool), bank.shape[1:], deviations)
+            scores = np.asarray(nearness.distances(nearness.filled(near), jnp.asarray(rows)))
+            assert np.isfinite(scores).all()
+            found.append(roc_auc_score(labels, scores))
+        # As the maximum of what each view says alone.
+        assert transform.deviations is not None
+        logs = [
+            np.log(brute_nearest(rows * w, bank * w, 10, np.asarray(h)).mean(axis=1))
+            for w, h in zip(np.asarray(near.weights), near.units)
+        ]
+        assert_allclose(np.max([z(log, np.asarray(u)) for log, u in zip(logs, near.usual)], axis=0), scores, atol=2e-3)
+        return found
+
+    alone, both = aurocs(ring(600), ring(300), 0.1 * RNG.normal(size=(200, 30)))
+    assert alone < 0.6 < 0.85 < both
+    correlated = np.sqrt(0.995) * RNG.normal(size=(800, 1)) + np.sqrt(0.005) * RNG.normal(size=(800, 30))
+    broken = correlated[:200].copy()
+    broken[:, 0] = RNG.permutation(broken[:, 0])
+    alone, both = aurocs(correlated[200:600], correlated[600:], broken)
+    assert alone > 0.9 and both > alone - 0.03
 
 
 @pytest.mark.parametrize("unit", [0.01, 1.0, 100.0])
@@ -95,66 +177,49 @@ def test_copies_are_at_distance_0_whatever_rounding_says(unit: float) -> None:
     """Ten copies of each row, and new ones that differ in the last bits; far from the origin, too."""
     rows = np.random.default_rng(1).normal(size=(400, 6)).astype(np.float32)
     bank, units = np.repeat(rows[:30], 10, axis=0), np.full(300, unit)
-    assert_array_equal(distances(bank, units, rows[:30] * np.float32(1 + 1e-6)), 0)
-    far, ones = rows + np.float32(3000), np.ones(350)
-    expected = brute_nearest(far[350:], far[:350], 10, ones).mean(axis=1)
-    assert_allclose(distances(far[:350], ones, far[350:]), expected, rtol=1e-3)
+    assert_allclose(distances(near_of(bank, units), rows[:30] * np.float32(1 + 1e-6)), TINY, rtol=1e-4)
+    far = rows + np.float32(3000)
+    expected = brute_nearest(far[350:], far[:350], 10, np.ones(350)).mean(axis=1)
+    assert_allclose(distances(near_of(far[:350]), far[350:]), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_of_fewer_normals_than_neighbours_all_are_compared(count: int) -> None:
     bank, new = RNG.normal(size=(count, 6)).astype(np.float32), RNG.normal(size=(5, 6)).astype(np.float32)
-    units = nearness.units_of(bank, VECTORS)
-    assert_allclose(distances(bank, units, new), (brute(new, bank) / units).mean(axis=1), rtol=1e-5)
+    units = nearness.bandwidths(bank)
+    assert_allclose(distances(near_of(bank, units), new), (brute(new, bank) / units).mean(axis=1), rtol=1e-5)
     others = (brute(bank, bank) / units).sum(axis=1) / max(1, count - 1)
-    assert_allclose(
-        nearness.distances_among(bank, units, bank, np.ones(count, bool), VECTORS), others, rtol=1e-5, atol=1e-6
-    )
-
-
-def test_a_copied_normal_leaves_the_test_as_it_was() -> None:
-    levels, bank = np.exp(RNG.normal(size=(3, 60))), RNG.normal(size=(60, 6)).astype(np.float32)
-
-    def near() -> Near:
-        return Near(bank, np.ones(60), nearness.distances_among(bank, np.ones(60), bank, np.ones(60, bool), PICTURES))
-
-    apart = near()
-    bank[1] = bank[0]
-    copied = near()
-    assert (copied.distances == 0).sum() == 2
-    without, with_copy = (calibrate(levels, one).log_tests for one in (apart, copied))
-    assert_allclose(with_copy[:, 1], without[:, 1], rtol=0.1)
+    near, found = nearness.remember(bank, bank, np.ones(count, bool), VECTORS)
+    assert_allclose(np.exp(found * near.usual[0, 1] + near.usual[0, 0]), np.maximum(others, TINY), rtol=1e-4)
 
 
 def test_a_run_scores_vectors_by_their_nearest_normals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Normals of two densities, a network that the score does not ask, a threshold that new normals respect."""
-    rows = RNG.normal(size=(300, 5)) * np.repeat([0.2, 2.0], 150)[:, None] + np.repeat([0.0, 8.0], 150)[:, None]
-    dataset = one_class_split(rows.astype(np.float32), np.zeros(300, int), "rows", normals_alone=True)
+
+    def draw(count: int) -> np.ndarray:
+        rows = RNG.normal(size=(count, 5)) * np.repeat([0.2, 2.0], count // 2)[:, None]
+        return (rows + np.repeat([0.0, 8.0], count // 2)[:, None]).astype(np.float32)
+
+    dataset = one_class_split(draw(300), np.zeros(300, int), "rows", normals_alone=True)
     config = tiny.get_config("rows")
     config.training.validation_rows, config.scoring.combination = 0.2, "nearest"
     runs.train(config, dataset, tmp_path / "all", progress=False)
     trained = detector.load(tmp_path / "all")
-    bank = trained.statistics.transform.apply(dataset.train[:])
-    units, new = dte.bandwidths(bank), RNG.normal(size=(200, 5)).astype(np.float32) * 4
-    expected = brute_nearest(trained.statistics.transform.apply(new), bank, 10, units).mean(axis=1)
-    assert_allclose(trained.score(new), expected, rtol=1e-4)
-    others = brute_nearest(bank, bank, 11, units)[evenly_spaced(300, 60), 1:].mean(axis=1)
-    assert_allclose(trained.statistics.normal_scores, np.sort(others), rtol=1e-4)
-    again = RNG.normal(size=(2000, 5)) * np.repeat([0.2, 2.0], 1000)[:, None] + np.repeat([0.0, 8.0], 1000)[:, None]
-    # Of a bank that holds some of the normals those in it are not their own neighbours, and all others have all of it.
+    transform, new = trained.statistics.transform, RNG.normal(size=(200, 5)).astype(np.float32) * 4
+    bank, chosen = transform.apply(dataset.train[:]), evenly_spaced(300, 60)
+    near, found = nearness.remember(bank, bank[chosen], np.ones(60, bool), (5,), transform.deviations)
+    assert len(near.weights) == (1 if config.transform.name != "whiten" else 2)
+    assert_allclose(trained.score(new), nearness.distances(near, jnp.asarray(transform.apply(new))), atol=1e-3)
+    assert_allclose(trained.statistics.normal_scores, np.sort(found), atol=1e-3)
+    # A bank that is thinned holds some of the normals that the threshold is of.
     monkeypatch.setattr(nearness, "MOST_ROWS", 100)
     runs.train(config, dataset, tmp_path / "thinned", progress=False)
-    kept, chosen = evenly_spaced(300, 100), evenly_spaced(300, 60)
-    units = dte.bandwidths(bank[kept])
-    found = brute_nearest(bank[chosen], bank[kept], 11, units)
+    kept = evenly_spaced(300, 100)
     members = np.isin(chosen, kept)
     assert 0 < members.sum() < 60
-    others = np.where(members, found[:, 1:].mean(axis=1), found[:, :10].mean(axis=1))
-    thinned = detector.load(tmp_path / "thinned").statistics.normal_scores
-    assert_allclose(thinned, np.sort(others), rtol=1e-4)
-    assert (trained.score(again.astype(np.float32)) > trained.statistics.threshold).mean() == pytest.approx(
-        0.05, abs=0.04
-    )
+    _, found = nearness.remember(bank[kept], bank[chosen], members, (5,), transform.deviations)
+    assert_allclose(detector.load(tmp_path / "thinned").statistics.normal_scores, np.sort(found), atol=1e-3)
+    assert (trained.score(draw(2000)) > trained.statistics.threshold).mean() == pytest.approx(0.05, abs=0.04)
 
 
 @pytest.mark.parametrize("held_out", [0, 60])
@@ -175,7 +240,7 @@ def test_a_run_keeps_its_normals_and_finds_what_is_near_none(
     assert aurocs["fisher"] > max(0.9, aurocs["typicality"] + 0.05)
 
     judge, transform = trained.statistics.judge, trained.statistics.transform
-    assert isinstance(judge, Calibration) and judge.bank.shape == (400, 64)
+    assert isinstance(judge, Calibration) and judge.near.bank.shape == (400, 64)
     known = np.asarray(nearness.signature(jnp.asarray(transform.apply(dataset.train))))
-    assert brute(np.asarray(judge.bank), known).min(axis=1).max() < 1e-4
-    assert len(np.unique(brute(np.asarray(judge.bank), known).argmin(axis=1))) == 400
+    assert brute(np.asarray(judge.near.bank), known).min(axis=1).max() < 1e-4
+    assert len(np.unique(brute(np.asarray(judge.near.bank), known).argmin(axis=1))) == 400

@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
 from diffad_jax.data import transforms
 from diffad_jax.pseudo import pseudo_anomalies
 
-CONSTANTS = ("pooling", "shrinkage", "clip", "bandwidth_neighbours", "terms")
+CONSTANTS = ("pooling", "shrinkage", "clip", "bandwidth_neighbours", "terms", "views")
 
 
 def clusters(rows: int, seed: int = 0) -> np.ndarray:
@@ -42,14 +42,21 @@ def test_pseudo_anomalies_are_made_of_pairs_of_different_normals() -> None:
 
 
 def brute_scores(normals: np.ndarray, rows: np.ndarray, settings: dict[str, float]) -> np.ndarray:
-    """The scores of rows by the formulas in the docstrings of `dte`."""
+    """The scores of rows by the formulas in the docstrings of `nearness`."""
     transform = transforms.fit("whiten", normals, pooling=settings["pooling"], shrinkage=settings["shrinkage"])
-    bank = transform.apply(normals).astype(float)
-    near, far = int(settings["bandwidth_neighbours"]), round(min(max(settings["terms"] / bank.shape[1], 3), 10))
-    h = np.sqrt((NearestNeighbors(n_neighbors=near).fit(bank).kneighbors()[0] ** 2).mean(axis=1))
-    h = np.clip(h, np.median(h) / settings["clip"], np.median(h) * settings["clip"])
-    distances = np.linalg.norm(transform.apply(rows)[:, None].astype(float) - bank, axis=-1) / h
-    return np.sort(distances, axis=1)[:, :far].mean(axis=1)
+    deviations = transform.deviations
+    assert deviations is not None
+    views = []
+    for weights in (np.ones(len(deviations)), deviations)[: int(settings["views"])]:
+        bank, x = (transform.apply(some).astype(float) * weights for some in (normals, rows))
+        near, far = int(settings["bandwidth_neighbours"]), round(min(max(settings["terms"] / bank.shape[1], 3), 10))
+        h = np.sqrt((NearestNeighbors(n_neighbors=near).fit(bank).kneighbors()[0] ** 2).mean(axis=1))
+        h = np.clip(h, np.median(h) / settings["clip"], np.median(h) * settings["clip"])
+        found, own = (np.linalg.norm(some[:, None] - bank, axis=-1) / h for some in (x, bank))
+        np.fill_diagonal(own, np.inf)
+        logs, usual = (np.log(np.sort(d, axis=1)[:, :far].mean(axis=1)) for d in (found, own))
+        views.append((logs - usual.mean()) / usual.std())
+    return np.max(views, axis=0)
 
 
 def brute_force(normals: np.ndarray, settings: dict[str, float]) -> dict[str, float]:
@@ -105,9 +112,9 @@ def test_measurements_are_those_of_brute_force_and_no_change_of_one_constant_bea
     chosen = tuple(float(part.split(" = ")[1]) for part in said.split(", "))
     for i, name in enumerate(CONSTANTS):
         line = [s for s in criterion if s[:i] + s[i + 1 :] == chosen[:i] + chosen[i + 1 :]]
-        assert len(line) == {"pooling": 5, "shrinkage": 5, "clip": 7, "bandwidth_neighbours": 4, "terms": 5}[name]
+        assert len(line) == dict(zip(CONSTANTS, (5, 5, 7, 4, 5, 2)))[name]
         assert criterion[chosen] >= max(criterion[s] for s in line) - 1e-6
-    assert criterion[chosen] > criterion[0, 0, 1, 3, 0]
+    assert criterion[chosen] > criterion[0, 0, 1, 3, 0, 1]
 
 
 def test_labelled_sets_count_for_half(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from absl import logging
 from threadpoolctl import threadpool_limits
 
-from diffad_jax.data.dataset import Chosen, Rows, chunks
+from diffad_jax.data.dataset import Chosen, Rows, chunks, evenly_spaced
 from diffad_jax.errors import InputError
 
 Arrays = dict[str, np.ndarray]
@@ -15,7 +15,9 @@ Arrays = dict[str, np.ndarray]
 MAX_WHITEN_WIDTH = 8192
 WIDE = 4  # columns for each row from which on the rows, rather than the covariance, are decomposed
 LIGHT_TAILS = 5.0  # a kurtosis: 3 of a normal distribution, 6 of a Laplace distribution
-MOST_LENT = 3.0  # of its own variance to a column with light tails
+WIDE_MIDDLE = 0.6  # deviations between the quartiles: 1.35 of a normal distribution, 1.1 of an exponential one
+SOME = 2048  # rows, of which quartiles are found
+MOST_LENT = 3.0  # of its own variance to a column that is measured
 MOST_OF_ALL = 0.5  # of all deviation that a hundredth of the training rows may hold
 FEWEST = 20  # rows: of fewer a usual one may hold that
 
@@ -101,14 +103,15 @@ def _largest_of_contrast(arrays: Arrays) -> float | None:
 def _fit_whiten(train: Rows, pooling: float = 1.0, shrinkage: float = 0.0) -> Arrays:
     """((x - mean) / s) W: PCA whitening by the shrunk covariance C of the scaled normals, leading components first.
 
-    W = V L^(-1/2) with C = V L V^T, so that normals have about unit covariance even for N << D. `shrinkage`, or D / N where
-    that is less, is a floor under the intensity rho of OAS: of few columns and many rows the covariance is known well. The
-    scale s_j^2 = v_j + pooling PR median(v) of a column of variance v_j bends with the participation ratio PR = (sum v)^2 /
-    sum v^2, the number of columns that share the variance: where a few columns hold it all, units are arbitrary and s nearly
-    standardises; where many share it, as in embeddings, the unit is common and s is nearly constant. In embeddings the small
-    columns are rare activations; one with light tails, a kurtosis below 5, is rather a measurement in a small unit, which the
-    common one would hide: for such a column 3 v_j stands in for the median where it is less. pooling = 0 standardises. A
-    constant column has the variance that the shrinkage lends it, the less the more rows agree.
+    W = V L^(-1/2) with C = V L V^T (`matrix` is s^-1 W, `deviation` L^(1/2)), so that normals have about unit covariance even
+    for N << D. `shrinkage`, or D / N where that is less, is a floor under the intensity rho of OAS: of few columns and many
+    rows the covariance is known well. The scale s_j^2 = v_j + pooling PR median(v) of a column of variance v_j bends with the
+    participation ratio PR = (sum v)^2 / sum v^2, the number of columns that share the variance: where a few columns hold it
+    all, units are arbitrary and s nearly standardises; where many share it, as in embeddings, the unit is common and s is
+    nearly constant. In embeddings the small columns are rare activations; one with light tails, a kurtosis below 5, or a wide
+    middle, quartiles 0.6 deviations apart, is rather a measurement in a small unit, which the common one would hide: for such
+    a column 3 v_j stands in for the median where it is less. pooling = 0 standardises. A constant column has the variance
+    that the shrinkage lends it, the less the more rows agree.
 
     Source of the shrinkage: Chen et al. 2010, "Shrinkage algorithms for MMSE covariance estimation", eq. 23, in the form of
     scikit-learn's `oas`, which neglects the terms 2/p.
@@ -122,17 +125,21 @@ def _fit_whiten(train: Rows, pooling: float = 1.0, shrinkage: float = 0.0) -> Ar
         raise InputError(f"transform 'whiten': shrinkage = {shrinkage}, allowed are 0 to 1")
     train, mean, variance, kurtosis = _spread_of(train)
     if not variance.any():
-        return {"center": mean, "matrix": np.eye(width)}
+        return {"center": mean, "matrix": np.eye(width), "deviation": np.ones(width)}
     participation = variance.sum() ** 2 / np.square(variance).sum()
     common = np.median(variance[variance > 0])
-    lent = np.where(kurtosis < LIGHT_TAILS, np.minimum(common, MOST_LENT * variance), common)
+    some = np.asarray(train[evenly_spaced(len(train), SOME)], np.float64).reshape(-1, width)
+    middle = np.subtract(*np.quantile(some, (0.75, 0.25), axis=0))
+    measured = (kurtosis < LIGHT_TAILS) | (variance > 0) & (middle >= WIDE_MIDDLE * np.sqrt(variance))
+    lent = np.where(measured, np.minimum(common, MOST_LENT * variance), common)
     square = variance + pooling * participation * lent
     unit = 1 / np.sqrt(np.where(square > 0, square, 1.0))
     # The BLAS threads of an eigendecomposition wait for each other in a busy loop: where another process holds a core, two
     # of them take forty times as long as one.
     with threadpool_limits(1, "blas"):
         values, vectors = _components(train, mean, unit)
-    return {"center": mean, "matrix": unit[:, None] * vectors / np.sqrt(_shrunk(values, len(train), shrinkage))}
+    deviation = np.sqrt(_shrunk(values, len(train), shrinkage))
+    return {"center": mean, "matrix": unit[:, None] * vectors / deviation, "deviation": deviation}
 
 
 def _components(train: Rows, mean: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,7 +181,7 @@ KINDS = {
     "range": Kind(_fit_range, ("center", "scale"), _scaled, _unscaled, _largest_of_range),
     "contrast": Kind(_fit_contrast, ("floor",), _contrasted, None, _largest_of_contrast),
     "standardise": Kind(_fit_standardise, ("center", "scale"), _scaled, _unscaled),
-    "whiten": Kind(_fit_whiten, ("center", "matrix"), _whitened, _unwhitened),
+    "whiten": Kind(_fit_whiten, ("center", "matrix", "deviation"), _whitened, _unwhitened),
 }
 
 

@@ -22,6 +22,11 @@ class Transform(NamedTuple):
     shape: tuple[int, ...]
     arrays: Arrays
 
+    @property
+    def deviations(self) -> np.ndarray | None:
+        """What "whiten" has divided the columns by, [D]; None of other kinds."""
+        return self.arrays.get("deviation")
+
     def apply(self, x: Rows) -> np.ndarray:
         """Map raw x [n, ...] to float32 [n, ...]; computed in float64, chunk by chunk in bounded memory.
 
