@@ -181,7 +181,10 @@ def fit_judge(
 def fit_calibration(
     levels: np.ndarray, combination: str, near: Near = NOT_ASKED, distances: np.ndarray | None = None
 ) -> tuple[Calibration, float, np.ndarray]:
-    """Of training normals' levels [L, N], and distances [N] where these are asked for: calibration, threshold on the combined score, the combined scores, sorted."""
+    """Of training normals' levels [L, N]: calibration, threshold on the combined score, the combined scores, sorted.
+
+    distances: [N] of `nearness.remember`, where the combination asks for them.
+    """
     calibration = calibrate(levels, near)
     scores = np.sort(scores_of_normals(calibration, levels, combination, distances))
     return calibration, threshold(scores), scores

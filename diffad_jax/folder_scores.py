@@ -1,5 +1,6 @@
 """Pictures of a folder, scored by a trained run: scores.csv, which survives a kill, and heat maps."""
 
+import hashlib
 import io
 import os
 import time
@@ -21,6 +22,7 @@ from diffad_jax.score_table import UNREADABLE, Counts, ScoreTable, claim_scores
 from diffad_jax.workdir import Statistics
 
 BRIGHTEST = 5  # times the usual error
+LONGEST = 240  # bytes of a name, of which file systems allow 255 and a file that is being written takes some more
 
 
 def score_folder(
@@ -32,8 +34,8 @@ def score_folder(
 
     out/run.json: of which run and folder the scores are, and no other's may come there; its date is that of the last call.
     out/scores.csv: path relative to root; score; probability; label, see `score_table`. With heat_maps
-    out/heat_maps/<path>.png, see `colours`, as large as the model sees pictures. out/unreadable.csv: path and cause of what
-    could not be read this time; the next call tries it again.
+    out/heat_maps/<path>.png, see `colours`, as large as the model sees pictures (a name of more than 240 bytes is cut and
+    gets a hash). out/unreadable.csv: path and cause of what could not be read this time; the next call tries it again.
     Raises InputError, before anything is written, on a run that has not learnt pictures, or whose score has no maps where
     they are asked for, and where `out` holds another's scores or lies in the folder; and with on_error "fail" (rather than
     "skip") on the first unreadable file, when all before it is on disk.
@@ -44,17 +46,22 @@ def score_folder(
     claim_scores(out, trained, root)
     names = {file: os.path.relpath(file, root) for file in files}
     begun = time.time_ns()
+
+    def heat_map(name: str) -> Path:
+        path = out / "heat_maps" / name
+        return path.with_name(f"{_shortened(path.name)}.png")
+
     stale = _changed_since(out / "run.json", names)
     for name in stale:
-        (out / "heat_maps" / f"{name}.png").unlink(missing_ok=True)
+        heat_map(name).unlink(missing_ok=True)
     table = ScoreTable(out / "scores.csv", stale)
     os.utime(out / "run.json", ns=(begun, begun))
     before = table.labels_of(names.values())
 
-    def heat_map(file: Path) -> Path:
-        return out / "heat_maps" / f"{names[file]}.png"
+    def is_pending(name: str) -> bool:
+        return name not in table.labels or (heat_maps and not heat_map(name).exists())
 
-    pending = [file for file in files if names[file] not in table.labels or (heat_maps and not heat_map(file).exists())]
+    pending = [file for file in files if is_pending(names[file])]
     pictures = as_trained(trained, pending, Tolerant)
     write_atomically(out / "unreadable.csv", csv_files.lines([UNREADABLE]))
     readings = trained.read(pictures) if pending else iter(())
@@ -66,7 +73,7 @@ def score_folder(
             good = np.array([file not in pictures.faults for file in batch])
             if heat_maps:
                 for file, map_ in zip(compress(batch, good), colours(trained.statistics, maps[good])):
-                    _save_png(heat_map(file), map_)
+                    _save_png(heat_map(names[file]), map_)
             table.append((names[file] for file in compress(batch, good)), scores[good], trained.statistics)
             faults = [(names[file], pictures.faults[file]) for file, kept in zip(batch, good) if not kept]
             csv_files.append(out / "unreadable.csv", faults)
@@ -98,6 +105,14 @@ def _changed_since(stamp: Path, names: Mapping[Path, str]) -> set[str]:
         return max(status.st_mtime_ns, status.st_ctime_ns)
 
     return {name for file, name in names.items() if file.exists() and changed(file) > begun}
+
+
+def _shortened(name: str) -> str:
+    """The name, or where no more could be added to it its beginning and a hash."""
+    content = os.fsencode(name)
+    if len(content) <= LONGEST:
+        return name
+    return f"{os.fsdecode(content[: LONGEST - 17])}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def _save_png(path: Path, pixels: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffad_jax.data.loading import LOADERS
-from diffad_jax.data.pictures import PictureFiles
+from diffad_jax.data.pictures import PictureFiles, warn_of_few_levels
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.workdir import Statistics
@@ -23,6 +23,7 @@ def as_trained(trained: Trained, files: Sequence[Path], kind: type[Files]) -> Fi
     Raises InputError on a run that has not learnt square pictures of values 0 to 255.
     """
     check_pictures(trained.config, trained.statistics)
+    warn_of_few_levels(files)
     shape, config = trained.statistics.transform.shape, trained.config
     return kind(files, shape[0], shape[2], fit_of(config.get("data", {})))
 

@@ -148,6 +148,12 @@ def test_bad_files_are_named_with_their_cause(tmp_path: Path) -> None:
             line = str(caught.value)
             assert line.startswith(f"{file}: cannot be read as a picture (") and cause in line and "\n" not in line
             assert line.count(file.name) == 1
+    bytes_as_floats = write(tmp_path / "bytes.tif", np.linspace(0, 255, 12, dtype=np.float32).reshape(3, 4))
+    with pytest.raises(
+        InputError, match="values 0 to 255, allowed are 0 to 65535, and above 255 where they are floats"
+    ):
+        read_picture(bytes_as_floats, 1)
+    assert read_mask(bytes_as_floats).any()
     with pytest.raises(InputError, match="mode F, values 0 to 1, allowed are 0 to 65535"):
         read_picture(tmp_path / "full.tif", 3)
     assert read_mask(tmp_path / "full.tif").sum() == 11, "labels are another matter"

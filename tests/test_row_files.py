@@ -186,6 +186,16 @@ def test_columns_that_hardly_are_values_are_warned_of(tmp_path: Path, caplog: py
         with caplog.at_level("WARNING", "absl"):
             load({"name": "adbench_folder", "path": str(path)})
         assert words in caplog.text and bool(caplog.records) == bool(words)
+    # Without names too: in a `.csv` of numbers alone, and in an `.npy`.
+    labelled_last = np.column_stack([np.arange(40), values[:, 0], np.arange(40) % 2])
+    np.savetxt(tmp_path / "bare.csv", labelled_last, delimiter=",")
+    np.save(tmp_path / "bare.npy", labelled_last)
+    for name in ("bare.csv", "bare.npy"):
+        caplog.clear()
+        with caplog.at_level("WARNING", "absl"):
+            load({"name": "adbench_folder", "path": str(tmp_path / name)})
+        assert "learns number 3, its last, of 0 and 1" in caplog.text
+        assert "learns column number 1, which counts the rows" in caplog.text
 
 
 def test_gaps_are_read_where_rows_are_scored_and_refused_where_they_are_learnt(tmp_path: Path) -> None:

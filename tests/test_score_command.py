@@ -23,12 +23,12 @@ from sklearn.metrics import roc_auc_score
 from diffad_jax import detector, runs
 from diffad_jax.data.folders import labelled_folder, picture_folder
 from diffad_jax.data.loading import load
-from diffad_jax.data.pictures import read_picture
+from diffad_jax.data.pictures import PictureFiles, read_picture
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import Reading
 from diffad_jax.folder_scores import colours, score_folder
-from diffad_jax.photos import Tolerant, fit_of
+from diffad_jax.photos import Tolerant, as_trained, fit_of
 from diffad_jax.row_scores import score_rows
 from diffad_jax.score_table import Counts, ScoreTable, probability, score_lines
 from diffad_jax.scores import Score
@@ -176,6 +176,32 @@ def test_a_second_pass_adds_only_what_is_new_and_tries_again_what_failed(
     assert [float(row["score"]) for row in rows_of(out)] == pytest.approx(
         [float(reference[row["path"]]["score"]) for row in rows_of(out)], rel=1e-4
     )
+
+
+def test_names_as_long_as_file_systems_allow_have_heat_maps_of_their_own(
+    workdir: Path, photos: Path, tmp_path: Path
+) -> None:
+    trained, folder, out = detector.load(workdir), tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    names = [f"{'x' * 250}{i}.png" for i in range(2)] + ["é" * 125 + ".png"]
+    for name in names:
+        shutil.copy(photos / "0.png", folder / name)
+    for new in (3, 0):  # the second time all is found where it was left
+        assert score_folder(trained, folder, picture_folder(folder), out, heat_maps=True).new == new
+    assert sorted(row["path"] for row in rows_of(out)) == sorted(names)
+    maps = {path.name: path.stat().st_mtime_ns for path in (out / "heat_maps").iterdir()}
+    assert len(maps) == 3 and all(name.startswith(("x" * 200, "é" * 100)) for name in maps)
+    score_folder(trained, folder, picture_folder(folder), out, heat_maps=True)
+    assert maps == {path.name: path.stat().st_mtime_ns for path in (out / "heat_maps").iterdir()}
+
+
+def test_pictures_of_few_levels_are_told_where_they_are_scored(
+    workdir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.fromarray(np.linspace(0, 4095, 144).reshape(12, 12).astype(np.uint16)).save(tmp_path / "deep.png")
+    with caplog.at_level("WARNING", "absl"):
+        as_trained(detector.load(workdir), [tmp_path / "deep.png"], PictureFiles)
+    assert "17 grey levels are left" in caplog.text
 
 
 def test_a_picture_that_was_replaced_is_scored_again_and_one_that_is_gone_not_counted(

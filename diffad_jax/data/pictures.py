@@ -74,7 +74,7 @@ def readable(files: Sequence[Path], on_error: str = "fail") -> list[Path]:
     Raises InputError on another `on_error`.
     """
     check_choice("on_error", on_error, ON_ERROR)
-    _warn_of_few_levels(files)
+    warn_of_few_levels(files)
     if on_error == "fail":
         return list(files)
     faults: list[str | None] = []
@@ -86,7 +86,7 @@ def readable(files: Sequence[Path], on_error: str = "fail") -> list[Path]:
     return [file for file, fault in zip(files, faults) if not fault]
 
 
-def _warn_of_few_levels(files: Sequence[Path]) -> None:
+def warn_of_few_levels(files: Sequence[Path]) -> None:
     """Looks at a few files, evenly spaced."""
     largest = 0.0
     for file in files[:: max(1, len(files) // LOOKED_AT)]:
@@ -197,10 +197,12 @@ def _eight_bits(image: Image.Image, labels: bool) -> Image.Image:
     """16 bits or more as 8; with `labels` the least value above 0 stays above it."""
     values = np.asarray(image).astype(np.float64)
     low, high = values.min(), values.max()
-    # Floats up to 1 are on another scale: on this one they would be black without a word. A NaN fails every comparison.
-    fractions = 0 < high < 1 or (high == 1 and image.mode == "F" and not labels)
-    if not (low >= 0 and high <= DEEP) or fractions:
-        raise ValueError(f"mode {image.mode}, values {low:g} to {high:g}, allowed are 0 to {DEEP}")
+    # Floats up to 1 or 255 are on another scale: on this one they would be black without a word. A NaN fails every
+    # comparison.
+    floats = image.mode == "F" and not labels
+    if not (low >= 0 and high <= DEEP) or 0 < high < 1 or (floats and 0 < high <= 255):
+        scale = f"0 to {DEEP}" + (", and above 255 where they are floats" if floats else "")
+        raise ValueError(f"mode {image.mode}, values {low:g} to {high:g}, allowed are {scale}")
     scaled = np.rint(values / 257)
     return Image.fromarray((np.maximum(scaled, values > 0) if labels else scaled).astype(np.uint8))
 

@@ -14,6 +14,7 @@ from diffad_jax.errors import InputError
 
 SUFFIXES = (".npz", ".npy", ".csv")
 LABELS = "y"
+SOME = 1000  # rows that are looked at first, as reading a column of a file on disk reads all of it
 # What a table may call its labels, alone or as the last word.
 LIKE_LABELS = re.compile(
     r"(?i:y|y_?true|class|target|ground[ _]?truth|fraud_?(?:bool|flag|found(?:_?p)?))"
@@ -63,12 +64,20 @@ def read(path: str | Path, gaps: bool = False) -> Stored:
 
 
 def warn_of_odd_columns(stored: Stored, source: str) -> None:
-    """Says which columns of a table are to be learnt though they look like labels without a name for it, or row numbers."""
-    for place, name in enumerate(stored.columns):
+    """Says which columns of a table are to be learnt though they look like labels without a name for it, or row numbers.
+
+    Of rows without names of columns the last and the first are looked at.
+    """
+    if stored.X.ndim != 2 or not stored.X.size:
+        return
+    width = stored.X.shape[1]
+    for place in range(width) if stored.columns else sorted({0, width - 1}):
+        name = repr(stored.columns[place]) if stored.columns else f"number {place + 1}"
         column = stored.X[:, place]
-        if stored.y is None and name == stored.columns[-1] and set(np.unique(column)) == {0, 1}:
+        labels = stored.y is None and place == width - 1 and set(np.unique(column[:SOME])) <= {0, 1}
+        if labels and set(np.unique(column)) == {0, 1}:
             logging.warning(
-                "%s: has no column %s, so that all %d rows are normals, and learns %r, its last, of 0 and 1; if that tells "
+                "%s: has no column %s, so that all %d rows are normals, and learns %s, its last, of 0 and 1; if that tells "
                 "anomalies, call it %s",
                 source,
                 LABELS,
@@ -76,8 +85,8 @@ def warn_of_odd_columns(stored: Stored, source: str) -> None:
                 name,
                 LABELS,
             )
-        if len(column) > 2 and (np.diff(column) == 1).all():
-            logging.warning("%s: learns column %r, which counts the rows; leave row numbers out", source, name)
+        if len(column) > 2 and (np.diff(column[:SOME]) == 1).all() and (np.diff(column) == 1).all():
+            logging.warning("%s: learns column %s, which counts the rows; leave row numbers out", source, name)
 
 
 def labelled(path: str | Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
