@@ -10,7 +10,7 @@ Data are whitened; the network is preconditioned by the exact denoiser of the Ga
 starts from the Mahalanobis distance and learns what is not Gaussian.
 
 With `--config.scoring.combination=nearest` the score is the distance from the nearest normals in local units
-(`dte.adaptive`, `ours` of the table), for which the network is not asked: mean AUROC 80.97 % instead of 79.27 %.
+(`nearness`, `ours` of the table), for which the network is not asked: mean AUROC 80.97 % instead of 79.27 %.
 
 A fifth of the normals, 256 at most, is held out for the threshold, as for these two figures; the table's methods, which
 need none, learn from all.

@@ -15,14 +15,15 @@ from diffad_jax.metrics import threshold
 
 # Not dte_ig, which trains longer from 500 rows on: four fifths of the rows would tell nothing of the whole.
 DIFFUSION = ("ours", "dte_np", "ddpm", "dit", "dte_c")
-FOLDS = 5
+# Of few rows a fifth tells much of the columns, and what was fitted without it is stricter, or laxer, than the whole.
+FEW_ROWS, FOLDS_OF_FEW, FOLDS = 1000, 20, 5
 DTYPES = [np.float64, np.float32]
 
 
 class DiffusionDetector(BaseEstimator):
     """Novelty detection on rows [N, D], with the methods and the signs of scikit-learn's outlier detectors.
 
-    method: "ours" (diffusion time in local units, `dte.adaptive`: no network), "dte_np", or "ddpm", "dit" and "dte_c",
+    method: "ours" (diffusion time in local units, `nearness`: no network), "dte_np", or "ddpm", "dit" and "dte_c",
     which train one; see `methods`. false_alarms: the share of new normals that are called anomalous, in (0, 0.5].
     ordered: whether the rows follow each other in time, as those of a sensor do: neighbours are then alike, and the
     folds are runs of rows, as a row's neighbours in a random fold would make new ones look strange.
@@ -30,7 +31,7 @@ class DiffusionDetector(BaseEstimator):
 
     A row's score is the higher, the more normal it is, and `predict` calls those below `offset_` anomalous, -1. The offset
     is the `metrics.threshold` of `scores_`, the scores [N] of the training rows, each found by a detector that was fitted on
-    the other four fifths: one that knows a row finds it more normal than new ones.
+    the others but for a fifth of all, or a twentieth of up to 1,000: one that knows a row finds it more normal than new ones.
     """
 
     scorer_: Scorer
@@ -59,10 +60,11 @@ class DiffusionDetector(BaseEstimator):
         rows: np.ndarray = validate_data(self, X, dtype=DTYPES, ensure_min_samples=MIN_TRAIN_ROWS)
         fit, random = METHODS[self.method], check_random_state(self.random_state)
         seed = random.randint(2**31 - 1)
+        folds = min(FOLDS_OF_FEW, len(rows)) if len(rows) <= FEW_ROWS else FOLDS
         place = random.permutation(len(rows))
-        fold = np.arange(len(rows)) * FOLDS // len(rows) if self.ordered else place % FOLDS
+        fold = np.arange(len(rows)) * folds // len(rows) if self.ordered else place % folds
         self.scores_ = np.empty(len(rows))
-        for i in range(FOLDS):
+        for i in range(folds):
             self.scores_[fold == i] = -fit(rows[fold != i], seed)(rows[fold == i])
         self.offset_ = -threshold(-self.scores_, 1 - self.false_alarms)
         self.scorer_ = fit(rows, seed)
