@@ -3,7 +3,7 @@
 python -m experiments.train --config configs/adbench_dit.py --config.data.path=FOLDER --workdir runs/adbench_dit
 python -m experiments.evaluate --workdir runs/adbench_dit
 
-Result over the 21 ResNet18 sets of docs/results.md: mean AUROC 79.03 %, on 2 CPU cores
+Result over the 21 ResNet18 sets of docs/results.md: mean AUROC 79.07 %, on 2 CPU cores
 (`python -m experiments.table1 --data_dir FOLDER --out DIR --methods dit`).
 """
 

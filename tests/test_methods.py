@@ -134,3 +134,19 @@ def test_divergence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Diverged, match="the loss is"):
         detect("dte_c", train, test)
     methods._time_programs.cache_clear()
+
+
+def test_ours_sees_what_whitening_hides() -> None:
+    """The middle of a ring in two of thirty directions, of which the others hold noise of a tenth."""
+    draw = np.random.default_rng(0)
+    turn = np.linalg.qr(draw.normal(size=(30, 30)))[0]
+
+    def around(radius: float, count: int) -> np.ndarray:
+        angle = draw.uniform(0, 2 * np.pi, count)
+        plane = radius * np.c_[np.cos(angle), np.sin(angle), np.zeros((count, 28))]
+        return (plane @ turn + 0.1 * draw.normal(size=(count, 30))).astype(np.float32)
+
+    train, test = around(1, 600), np.concatenate([around(1, 200), around(0.2, 200)])
+    labels = np.repeat([0, 1], 200)
+    assert metrics(labels, detect("dte_np", train, test).scores)["auroc"] < 0.6
+    assert metrics(labels, detect("ours", train, test).scores)["auroc"] > 0.85
