@@ -89,8 +89,9 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
     if distributed.exchange("finished" if finished else "")[0]:
         return
     with distributed.together():
-        system, init, step, settings = define(config, dataset.train.shape[1:])
+        check_sections(config)
         scoring, pipeline = scoring_of(config), pipeline_of(config, dataset.train.shape[1:])
+        system, init, step, settings = define(config, dataset.train.shape[1:])
         state = jax.eval_shape(init)
         check(system, state.params, dataset.train.shape[1:], scoring.combination)
         parallel = parallel_of(config, settings)

@@ -128,8 +128,9 @@ def _fit_whiten(train: Rows, pooling: float = 1.0, shrinkage: float = 0.0) -> Ar
         return {"center": mean, "matrix": np.eye(width), "deviation": np.ones(width)}
     participation = variance.sum() ** 2 / np.square(variance).sum()
     common = np.median(variance[variance > 0])
-    some = np.asarray(train[evenly_spaced(len(train), SOME)], np.float64).reshape(-1, width)
-    middle = np.subtract(*np.quantile(some, (0.75, 0.25), axis=0))
+    some = Chosen(train, evenly_spaced(len(train), SOME), train.dtype)
+    read = np.concatenate([as_rows(some, start, stop) for start, stop in chunks(some)])
+    middle = np.subtract(*np.quantile(read, (0.75, 0.25), axis=0))
     measured = (kurtosis < LIGHT_TAILS) | (variance > 0) & (middle >= WIDE_MIDDLE * np.sqrt(variance))
     lent = np.where(measured, np.minimum(common, MOST_LENT * variance), common)
     square = variance + pooling * participation * lent
