@@ -13,7 +13,7 @@ from diffad_jax.errors import InputError, check_choice
 from diffad_jax.methods import METHODS, Scorer
 from diffad_jax.metrics import threshold
 
-# Not dte_ig, which trains longer from 500 rows on: four fifths of the rows would tell nothing of the whole.
+# Not dte_ig, which trains longer from 500 rows on: a part of the rows would tell nothing of the whole.
 DIFFUSION = ("ours", "dte_np", "ddpm", "dit", "dte_c")
 # Of few rows a fifth tells much of the columns, and what was fitted without it is stricter, or laxer, than the whole.
 FEW_ROWS, FOLDS_OF_FEW, FOLDS = 1000, 20, 5
@@ -31,7 +31,8 @@ class DiffusionDetector(BaseEstimator):
 
     A row's score is the higher, the more normal it is, and `predict` calls those below `offset_` anomalous, -1. The offset
     is the `metrics.threshold` of `scores_`, the scores [N] of the training rows, each found by a detector that was fitted on
-    the others but for a fifth of all, or a twentieth of up to 1,000: one that knows a row finds it more normal than new ones.
+    the others but for a fifth of all, or a twentieth of up to 1,000 that are not ordered: one that knows a row finds it more
+    normal than new ones.
     """
 
     scorer_: Scorer
@@ -60,7 +61,8 @@ class DiffusionDetector(BaseEstimator):
         rows: np.ndarray = validate_data(self, X, dtype=DTYPES, ensure_min_samples=MIN_TRAIN_ROWS)
         fit, random = METHODS[self.method], check_random_state(self.random_state)
         seed = random.randint(2**31 - 1)
-        folds = min(FOLDS_OF_FEW, len(rows)) if len(rows) <= FEW_ROWS else FOLDS
+        few = len(rows) <= FEW_ROWS and not self.ordered  # short runs have their like beside them
+        folds = min(FOLDS_OF_FEW, len(rows)) if few else FOLDS
         place = random.permutation(len(rows))
         fold = np.arange(len(rows)) * folds // len(rows) if self.ordered else place % folds
         self.scores_ = np.empty(len(rows))

@@ -112,7 +112,7 @@ def _shortened(name: str) -> str:
     content = os.fsencode(name)
     if len(content) <= LONGEST:
         return name
-    return f"{os.fsdecode(content[: LONGEST - 17])}-{hashlib.sha256(content).hexdigest()[:16]}"
+    return f"{content[: LONGEST - 17].decode(errors='ignore')}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def _save_png(path: Path, pixels: np.ndarray) -> None:

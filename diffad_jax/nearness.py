@@ -18,11 +18,12 @@ import numpy as np
 from jax import Array
 
 from diffad_jax import neighbours
-from diffad_jax.calibration import TINY, Near, spread
+from diffad_jax.calibration import TINY, Near
 
 SIDE = 32  # pixels
-MOST_VALUES, MOST_ROWS = 2**24, 2**15  # of a bank: 64 MiB, and 32 MiB of distances for a batch of 256
+MOST_VALUES, MOST_ROWS = 2**24, 2**15  # of a bank: 64 MiB, and 32 MiB of distances for a batch of 256, in each view
 SOFTENING = 0.2  # of pictures in [-1, 1], whose deviation is about 0.5: what has less keeps some of its faintness
+ROUNDING = 1e-5  # of logarithms
 COPY = 1e-5  # of a signature's length: how far a copy may lie by rounding, and counts as no farther than 0
 # Chosen by experiments/selection.py, like the constants of configs/adbench.py's whitening.
 BANDWIDTH_NEIGHBOURS = 10
@@ -159,10 +160,12 @@ def _copies_at_0(found: Array, signatures: Array, units: Array) -> Array:
 def _usual(found: np.ndarray) -> np.ndarray:
     """Mean and deviation of the logarithms of normals' distances [N].
 
-    Copies tell nothing of how far normals lie apart, and a single one would be all of the deviation.
+    Copies tell nothing of how far normals lie apart, and a single one would be all of the deviation. Where all are equal it
+    is 1, as on a grid, whose distances differ by the rounding of float32.
     """
     logs = np.log(found[found > TINY]) if (found > TINY).any() else np.zeros(1)
-    return np.array([logs.mean(), spread(logs)])
+    deviation = logs.std()
+    return np.array([logs.mean(), deviation if deviation > ROUNDING else 1.0])
 
 
 def _farthest(found: Array, usual: Array) -> Array:

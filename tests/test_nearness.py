@@ -102,6 +102,18 @@ def test_a_copied_normal_leaves_what_is_usual_as_it_was() -> None:
     assert (found < -20).all()
 
 
+def test_the_rounding_of_equal_distances_is_no_deviation() -> None:
+    """Of all rows of eight switches each is as far from its nearest."""
+    rows = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(np.float32)
+    transform = transforms.fit("whiten", rows)
+    bank = transform.apply(rows)
+    near, found = nearness.remember(bank, bank, np.ones(256, bool), (8,), transform.deviations)
+    assert_array_equal(near.usual[:, 1], 1)
+    assert abs(found).max() < 1e-3
+    moved = jnp.asarray(transform.apply(rows + 3))
+    assert 0 < np.asarray(nearness.distances(near, moved)).min() < np.asarray(nearness.distances(near, moved)).max() < 9
+
+
 def test_units_are_those_of_the_neighbourhood_within_bounds() -> None:
     bank = np.concatenate([RNG.normal(size=(60, 3)), 20 + 3 * RNG.normal(size=(60, 3))]).astype(np.float32)
     h = np.sqrt((brute_nearest(bank, bank, 4)[:, 1:] ** 2).mean(axis=1))

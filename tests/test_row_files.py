@@ -186,6 +186,11 @@ def test_columns_that_hardly_are_values_are_warned_of(tmp_path: Path, caplog: py
         with caplog.at_level("WARNING", "absl"):
             load({"name": "adbench_folder", "path": str(path)})
         assert words in caplog.text and bool(caplog.records) == bool(words)
+    np.save(tmp_path / "switches.npy", np.tile([[False, True], [True, True]], (20, 1)))
+    caplog.clear()
+    with caplog.at_level("WARNING", "absl"):
+        load({"name": "adbench_folder", "path": str(tmp_path / "switches.npy")})
+    assert not caplog.records, "that change each time and count nothing"
     # Without names too: in a `.csv` of numbers alone, and in an `.npy`.
     labelled_last = np.column_stack([np.arange(40), values[:, 0], np.arange(40) % 2])
     np.savetxt(tmp_path / "bare.csv", labelled_last, delimiter=",")

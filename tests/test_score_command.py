@@ -191,6 +191,7 @@ def test_names_as_long_as_file_systems_allow_have_heat_maps_of_their_own(
     assert sorted(row["path"] for row in rows_of(out)) == sorted(names)
     maps = {path.name: path.stat().st_mtime_ns for path in (out / "heat_maps").iterdir()}
     assert len(maps) == 3 and all(name.startswith(("x" * 200, "é" * 100)) for name in maps)
+    assert all(name.encode() for name in maps), "cut between characters"
     score_folder(trained, folder, picture_folder(folder), out, heat_maps=True)
     assert maps == {path.name: path.stat().st_mtime_ns for path in (out / "heat_maps").iterdir()}
 

@@ -85,7 +85,12 @@ def warn_of_odd_columns(stored: Stored, source: str) -> None:
                 name,
                 LABELS,
             )
-        if len(column) > 2 and (np.diff(column[:SOME]) == 1).all() and (np.diff(column) == 1).all():
+        if (
+            column.dtype.kind != "b"
+            and len(column) > 2
+            and (np.diff(column[:SOME]) == 1).all()
+            and (np.diff(column) == 1).all()
+        ):
             logging.warning("%s: learns column %s, which counts the rows; leave row numbers out", source, name)
 
 

@@ -135,10 +135,7 @@ def _fit_whiten(train: Rows, pooling: float = 1.0, shrinkage: float = 0.0) -> Ar
     lent = np.where(measured, np.minimum(common, MOST_LENT * variance), common)
     square = variance + pooling * participation * lent
     unit = 1 / np.sqrt(np.where(square > 0, square, 1.0))
-    # The BLAS threads of an eigendecomposition wait for each other in a busy loop: where another process holds a core, two
-    # of them take forty times as long as one.
-    with threadpool_limits(1, "blas"):
-        values, vectors = _components(train, mean, unit)
+    values, vectors = _components(train, mean, unit)
     deviation = np.sqrt(_shrunk(values, len(train), shrinkage))
     return {"center": mean, "matrix": unit[:, None] * vectors / deviation, "deviation": deviation}
 
@@ -147,14 +144,19 @@ def _components(train: Rows, mean: np.ndarray, unit: np.ndarray) -> tuple[np.nda
     """Eigenvalues [D], descending, and eigenvectors [D, D] of the covariance of (x - mean) unit."""
     n, width = len(train), len(mean)
     scaled = ((as_rows(train, start, stop) - mean) * unit for start, stop in chunks(train))
+    # The BLAS threads of a decomposition wait for each other in a busy loop: where another process holds a core, two of them
+    # take forty times as long as one.
     if n <= width // WIDE:
         # Of few rows the singular vectors cost N D^2 in place of D^3.
-        _, singular, vectors = np.linalg.svd(np.concatenate(list(scaled)))
+        rows = np.concatenate(list(scaled))
+        with threadpool_limits(1, "blas"):
+            _, singular, vectors = np.linalg.svd(rows)
         return np.pad(singular**2 / n, (0, width - n)), vectors.T
     covariance = np.zeros((width, width))
     for rows in scaled:
         covariance += rows.T @ rows
-    values, vectors = np.linalg.eigh(covariance / n)
+    with threadpool_limits(1, "blas"):
+        values, vectors = np.linalg.eigh(covariance / n)
     return np.maximum(values[::-1], 0), vectors[:, ::-1]
 
 
