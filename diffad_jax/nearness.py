@@ -12,6 +12,8 @@ and contrast decide, which tell little of what is shown, and local units serve d
 (docs/pictures.md).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,7 +115,7 @@ def remember(
     found = np.stack([_among(bank * w, h, signatures * w, members, count) for w, h in zip(weights, units, strict=True)])
     usual = np.stack([_usual(own) for own in found])
     near = Near(*(jnp.asarray(array, jnp.float32) for array in (bank, weights, units, usual)))
-    return near, np.asarray(_farthest(jnp.asarray(found, jnp.float32), near.usual))
+    return near, _farthest(found, usual).astype(np.float32)
 
 
 def distances(near: Near, x: Array, terms: float = TERMS) -> Array:
@@ -147,14 +149,9 @@ def _among(bank: np.ndarray, units: np.ndarray, signatures: np.ndarray, members:
     Exactly 0 for what the bank holds k times besides, and for the only one.
     """
     found = neighbours.knn_distances(signatures, bank, min(count + 1, len(bank)), units)
-    found = np.asarray(_copies_at_0(*map(jnp.asarray, (found, signatures, units))))
+    found = _copies_at_0(found, signatures, units)
     others = found[:, 1:] if len(bank) > 1 else found
     return np.where(members, others.mean(axis=1), found[:, :count].mean(axis=1))
-
-
-def _copies_at_0(found: Array, signatures: Array, units: Array) -> Array:
-    """The distances found [N, k], those that rounding alone makes of copies as 0."""
-    return jnp.where(found <= COPY * jnp.linalg.norm(signatures, axis=1, keepdims=True) / units.min(), 0, found)
 
 
 def _usual(found: np.ndarray) -> np.ndarray:
@@ -168,6 +165,16 @@ def _usual(found: np.ndarray) -> np.ndarray:
     return np.array([logs.mean(), deviation if deviation > ROUNDING else 1.0])
 
 
-def _farthest(found: Array, usual: Array) -> Array:
+# These two take arrays of NumPy and of JAX: JAX would compile each operation anew for every number of rows that is kept.
+
+
+def _copies_at_0(found: Any, signatures: Any, units: Any) -> Any:
+    """The distances found [N, k], those that rounding alone makes of copies as 0."""
+    xp = found.__array_namespace__()
+    return xp.where(found <= COPY * xp.linalg.norm(signatures, axis=1, keepdims=True) / units.min(), 0, found)
+
+
+def _farthest(found: Any, usual: Any) -> Any:
     """The largest of the standardised log distances [V, B] -> [B]."""
-    return ((jnp.log(jnp.maximum(found, TINY)) - usual[:, :1]) / usual[:, 1:]).max(axis=0)
+    xp = found.__array_namespace__()
+    return ((xp.log(xp.maximum(found, TINY)) - usual[:, :1]) / usual[:, 1:]).max(axis=0)
