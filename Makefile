@@ -33,7 +33,7 @@ lint: $(STAMP)  ## check style and types
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## measure training and scoring speed
-	$(BIN)/python -m experiments.benchmark
+	$(BIN)/python -m experiments.benchmark --suite cpu
 
 clean:  ## remove the environment and caches, not the runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

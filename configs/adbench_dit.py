@@ -10,11 +10,8 @@ Result over the 21 ResNet18 sets of docs/results.md: mean AUROC 79.07 %, on 2 CP
 from ml_collections import ConfigDict
 
 from configs import adbench
+from diffad_jax import defaults
 
 
 def get_config() -> ConfigDict:
-    config = adbench.get_config()
-    config.model = {"name": "DiT", "patch_size": 64, "width": 64, "depth": 2, "num_heads": 4}
-    config.training.num_steps = 200
-    config.training.batch_size = 64
-    return config
+    return adbench.of_rows(defaults.dit())

@@ -6,7 +6,7 @@ of normals and joins those of any datum, and its distance from the nearest norma
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from diffad_jax.errors import InputError, RunFailed
+from diffad_jax.nearness import NOT_ASKED, Near
 from diffad_jax.process import expand
 
 TINY = 1e-12
@@ -25,23 +26,6 @@ FILL = 512  # normals: more are filled up to a multiple, so that runs share comp
 def per_datum(maps: Array) -> Array:
     """The mean over pixels: [L, B, ...] -> [L, B]."""
     return maps.reshape(*maps.shape[:2], -1).mean(axis=-1)
-
-
-class Near(NamedTuple):
-    """Normals as `nearness` knows them: M signatures of D values, seen in V views.
-
-    bank: [M, D]. weights: [V, D], of the columns in each view. units: [V, M], in which the distance from each normal is
-    measured. usual: [V, 2], mean and standard deviation of the logarithms of normals' distances from the others.
-    """
-
-    bank: Array
-    weights: Array
-    units: Array
-    usual: Array
-
-
-_EMPTY: Any = [np.zeros((0, size), np.float32) for size in (0, 0, 0, 2)]  # an import must not start JAX's backend
-NOT_ASKED = Near(*_EMPTY)
 
 
 class Calibration(NamedTuple):
@@ -134,7 +118,8 @@ def _fit(levels: np.ndarray) -> Calibration:
     from sklearn.covariance import oas  # here: the import takes longer than the fit
 
     covariance, _ = oas((logs - logs.mean(axis=0)) / unit, assume_centered=True)
-    # A level without any spread, which OAS of data without any spread leaves at 0, would have no inverse.
+    # OAS leaves levels at 0 where none has any spread.
+    covariance[np.diag_indices(len(unit))] += covariance.diagonal() == 0
     precision = np.linalg.pinv(covariance, hermitian=True) / np.outer(unit, unit)
     single = partial(jnp.asarray, dtype=jnp.float32)
     return Calibration(

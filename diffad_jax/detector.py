@@ -18,13 +18,13 @@ from diffad_jax.assembly import System
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.data.dataset import Dataset, Rows
 from diffad_jax.distributed import together
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, check_choice
 from diffad_jax.evaluation import Reading, batch_reader, in_batches, joined
 from diffad_jax.noise import fold_in, gaussian, keys_for
 from diffad_jax.patches import over_patches
 from diffad_jax.process import diffuse
 from diffad_jax.runs import define
-from diffad_jax.samplers import sample, uniform
+from diffad_jax.samplers import GRIDS, sample
 from diffad_jax.scores import reconstruct
 from diffad_jax.settings import Scoring, scoring_of
 from diffad_jax.training import Params
@@ -118,29 +118,31 @@ class Trained:
         (pairs,) = self.score_each([rows[first].reshape(-1, *raw_sets[0].shape[1:])])
         return np.split(pairs[place], np.cumsum([len(raw) for raw in raw_sets])[:-1])
 
-    def sample(self, count: int, num_steps: int = 50, seed: int = 0) -> np.ndarray:
-        """Draws `count` new normals [count, ...] from the model, with config.sampler over num_steps even steps.
+    def sample(self, count: int, num_steps: int = 50, seed: int = 0, grid: str = "uniform") -> np.ndarray:
+        """Draws `count` new normals [count, ...] from the model, with config.sampler over num_steps of a `samplers.GRIDS`.
 
         Raw, as `score` takes data; in model range where `Transform.invert` cannot bring them back ("contrast", and patches of
         pictures whose pixels have statistics of their own). As large as the patches where the model has learnt these.
-        Raises InputError on counts below 1.
+        Raises InputError on counts below 1 and on another grid.
         """
+        check_choice("grid", grid, GRIDS)
         for name, value in (("count", count), ("num_steps", num_steps)):
             if not isinstance(value, int | np.integer) or value < 1:
                 raise InputError(f"{name}: found {value!r}, allowed are whole numbers from 1")
         keys = keys_for(jax.random.key(seed), jnp.arange(count))
-        return self.statistics.transform.invert(np.asarray(self._drawn(self.params, keys, num_steps)))
+        return self.statistics.transform.invert(np.asarray(self._drawn(self.params, keys, num_steps, grid)))
 
     @cached_property
-    def _drawn(self) -> Callable[[Params, Array, int], Array]:
-        """(params, keys [K], num_steps) -> new normals [K, ...]."""
+    def _drawn(self) -> Callable[[Params, Array, int, str], Array]:
+        """(params, keys [K], num_steps, grid) -> new normals [K, ...]."""
         system = self.system
 
-        def draw(params: Params, keys: Array, num_steps: int) -> Array:
+        def draw(params: Params, keys: Array, num_steps: int, grid: str) -> Array:
             x = gaussian(keys, jnp.zeros((len(keys), *system.shape)))
-            return sample(system.sampler, system.denoise(params), x, uniform(num_steps), fold_in(keys, 1))
+            times = GRIDS[grid](system.process, num_steps, 1.0)
+            return sample(system.sampler, system.denoise(params), x, times, fold_in(keys, 1))
 
-        return compiler.jit(draw, static_argnums=2)
+        return compiler.jit(draw, static_argnums=(2, 3))
 
     def explain(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """For pictures [K, H, W, C]: (x_0, x_t, reconstruction, heat map [K, H, W]), the first three in model range.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import time
 from collections import Counter
@@ -48,23 +49,26 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     if coordinator is None and num_processes is None and process_id is None:
         if _by_slurm() or _on_tpu():
             jax.distributed.initialize(**timeouts)
-            _check_devices()
+            _meet()
         return
     if coordinator is None or num_processes is None or process_id is None:
         raise InputError(
             f"--coordinator, --num_processes, --process_id: found {coordinator}, {num_processes}, {process_id}; "
             "allowed are all three or none of them"
         )
-    if ":" not in coordinator:
+    _, colon, port = coordinator.rpartition(":")
+    if not (colon and port.isdecimal() and 0 < int(port) < 2**16):
         raise InputError(f"--coordinator: found {coordinator!r}, allowed is HOST:PORT of process 0")
     if not 0 <= process_id < num_processes:
         raise InputError(f"--process_id: found {process_id}, allowed are 0 to {num_processes - 1}")
+    if process_id == 0:
+        _check_free(int(port))
     # JAX ends a process that finds no others in C++, without saying where it looked.
     print(f"process {process_id} of {num_processes} joins {coordinator}, for {JOIN_SECONDS} s at most", file=sys.stderr)
     jax.distributed.initialize(
         coordinator, num_processes, process_id, cluster_detection_method="deactivate", **timeouts
     )
-    _check_devices()
+    _meet()
 
 
 def named_by_environment() -> bool:
@@ -94,14 +98,17 @@ def exchange(said: str) -> list[str]:
 def together() -> Iterator[None]:
     """An InputError that one process raises inside is raised by all, so that none waits for one that has given up.
 
-    What is done inside must not itself wait for other processes. Another error ends this process alone, and the others when
-    they miss it.
+    A file that is not there or may not be read is one as well. What is done inside must not itself wait for other processes.
+    Another error ends this process alone, and the others when they miss it.
     """
     refused: InputError | None = None
     try:
         yield
     except InputError as error:
         refused = error
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        refused = InputError(f"{error.filename or 'a file'}: {error.strerror or error}")
+        refused.__cause__ = error
     said = exchange(str(refused or ""))
     if refused is not None:
         raise refused
@@ -155,11 +162,26 @@ def _refusing(directory: Path) -> Iterator[None]:
         raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
 
 
-def _check_devices() -> None:
+def _check_free(port: int) -> None:
+    """Raises InputError where another program holds a port, of which JAX would die without a word."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise InputError(
+            f"--coordinator: port {port} cannot be used here ({error.strerror}); choose another"
+        ) from error
+
+
+def _meet() -> None:
+    """Raises InputError where processes have another number of devices, or were told another number of processes.
+
+    The first collective on CPUs waits 30 seconds for all: it is done here, where they have just met, not after data are read.
+    """
     counts = Counter(device.process_index for device in jax.devices())
     if len(set(counts.values())) > 1:
         found = ", ".join(str(counts[process]) for process in sorted(counts))
         raise InputError(f"devices: the processes have {found}, allowed is the same number in each")
+    check_alike({"--num_processes": jax.process_count()})
 
 
 def of_another(error: Exception) -> bool:

@@ -13,9 +13,7 @@ from diffad_jax import compiler, memory, nearness
 from diffad_jax.assembly import System
 from diffad_jax.calibration import (
     COMBINATIONS,
-    NOT_ASKED,
     Calibration,
-    Near,
     calibrate,
     per_datum,
     scores_of_normals,
@@ -25,6 +23,7 @@ from diffad_jax.data.dataset import Chosen, Rows, evenly_spaced
 from diffad_jax.errors import InputError
 from diffad_jax.memory import Memory
 from diffad_jax.metrics import threshold
+from diffad_jax.nearness import NOT_ASKED, Near
 from diffad_jax.sharding import data_mesh, gather, on, own_rows, replicate, split
 from diffad_jax.training import Params
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,19 @@ def slug(name: str) -> str:
     return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder, or finds it; raises InputError where it cannot be one that is written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be a folder ({error.strerror})") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: cannot be written to")
+
+
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes to a temporary name beside `path`, then renames: the file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Writes to a temporary name of its own beside `path`, then renames: the file appears whole or not at all."""
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         partial.write_bytes(content)
         os.replace(partial, path)

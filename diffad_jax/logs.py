@@ -15,17 +15,18 @@ FLUSH_SECONDS = 30.0
 
 
 class Log:
-    """Scalars by step, to `log.jsonl` and TensorBoard event files of one directory; appended to on a restart.
+    """Scalars by step, to `log.jsonl` and TensorBoard event files of one directory, from the step `first` on.
 
+    A run that was killed takes the steps since its last checkpoint again: what is there of steps after `first` is dropped.
     Raises RunFailed where they cannot be written.
     """
 
-    def __init__(self, directory: str | Path):
-        self._directory = Path(directory)
+    def __init__(self, directory: str | Path, first: int):
+        self._directory, self._first = Path(directory), first
         with self._failures_in_one_line():
             (self._directory / "tensorboard").mkdir(parents=True, exist_ok=True)
             self._lines = (self._directory / "log.jsonl").open("a+b")
-            _drop_half_a_line(self._lines)
+            _drop_after(self._lines, first)
         self._board: Any = None
         self._flushed = time.monotonic()
 
@@ -46,7 +47,7 @@ class Log:
         # Not before the first line, which is written while the device computes: tensorboardX imports PyTorch where it is
         # installed, and that would put off the first step by a second.
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.proto.summary_pb2 import Summary
 
         values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
@@ -57,6 +58,9 @@ class Log:
             if self._board is None:
                 # Not SummaryWriter, whose thread dies when the disk is full and leaves the training waiting for it for ever.
                 self._board = EventsWriter(str(self._directory / "tensorboard" / "events"))
+                # At which TensorBoard forgets what other files hold of this step and later ones.
+                start = SessionLog(status=SessionLog.START)
+                self._board.write_event(Event(step=self._first + 1, wall_time=time.time(), session_log=start))
             self._board.write_event(Event(step=step, wall_time=time.time(), summary=summary))
             if time.monotonic() > self._flushed + FLUSH_SECONDS:
                 self._board.flush()
@@ -70,8 +74,16 @@ class Log:
             raise RunFailed(f"{self._directory}: the log cannot be written ({error.strerror})") from error
 
 
-def _drop_half_a_line(lines: BinaryIO) -> None:
-    """Cuts off what a run that was killed, or had no room, began to write."""
+def _drop_after(lines: BinaryIO, step: int) -> None:
+    """Cuts the log off before its first line of a later step, or one that a run which was killed only began to write."""
     lines.seek(0)
-    content = lines.read()
-    lines.truncate(content.rfind(b"\n") + 1)
+    kept = 0
+    for line in lines:
+        try:
+            later = json.loads(line)["step"] > step
+        except (ValueError, KeyError, TypeError):
+            break
+        if later or not line.endswith(b"\n"):
+            break
+        kept += len(line)
+    lines.truncate(kept)

@@ -86,7 +86,6 @@ def fit(
     with (
         _Signals() as signals,  # outermost: one that comes while the last save is written must not end it
         Checkpoints(Path(workdir) / "checkpoints") as checkpoints,
-        Log(workdir) if jax.process_index() == 0 else nullcontext() as log,
     ):
         state = checkpoints.restore(like) or make_state(init, parallel)
         first = step = int(state.step)
@@ -104,6 +103,7 @@ def fit(
             own=own_rows(batch_size),
         )
         with (
+            Log(workdir, first) if jax.process_index() == 0 else nullcontext() as log,
             tqdm(
                 total=num_steps, initial=first, desc=progress, disable=progress is None, unit="step", mininterval=0.5
             ) as bar,

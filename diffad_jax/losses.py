@@ -155,6 +155,8 @@ def bound(
     Returns the bound, [B] nats, and its terms, [num_steps + 1, B]: L_T, L_{T-1}, ..., L_0 of the chain t = k / num_steps.
     num_steps >= 2. key: [] or [B].
     """
+    # Times of half precision would miss the chain's points.
+    x_0 = x_0.astype(jnp.promote_types(x_0.dtype, jnp.float32))
 
     def term(_: None, k: Array) -> tuple[None, Array]:
         s, t = ((k - 1) / num_steps).astype(x_0.dtype), (k / num_steps).astype(x_0.dtype)

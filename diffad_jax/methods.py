@@ -13,9 +13,8 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from configs import adbench, adbench_dit
-from diffad_jax import baselines, compiler, dte, nearness, neighbours
-from diffad_jax.calibration import Calibration, Near, calibrate, per_datum, standardised_mean
+from diffad_jax import baselines, compiler, defaults, dte, nearness, neighbours
+from diffad_jax.calibration import Calibration, calibrate, per_datum, standardised_mean
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Rows, chunks, evenly_spaced
 from diffad_jax.data.pipeline import batch_rows
@@ -23,6 +22,7 @@ from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError, check_choice
 from diffad_jax.evaluation import joined
 from diffad_jax.loop import Diverged
+from diffad_jax.nearness import Near
 from diffad_jax.runs import define
 from diffad_jax.settings import scoring_of
 from diffad_jax.training import (
@@ -68,7 +68,7 @@ def detect(name: str, train: Rows, test: Rows, seed: int = 0) -> Detection:
 
 # --- what all diffusion methods share -----------------------------------------------------------------------------------
 
-WHITENING = adbench.get_config().transform
+WHITENING = defaults.mlp().transform
 
 
 def in_chunks(transform: Transform, score: Callable[[np.ndarray], np.ndarray], test: Rows) -> np.ndarray:
@@ -243,8 +243,8 @@ METHODS: dict[str, Fit] = {
     "ocsvm": classical("ocsvm"),
     "copod": classical("copod"),
     "knn": classical("knn"),
-    "ddpm": network(partial(diffusion_programs, adbench.get_config())),
-    "dit": network(partial(diffusion_programs, adbench_dit.get_config())),
+    "ddpm": network(partial(diffusion_programs, defaults.mlp())),
+    "dit": network(partial(diffusion_programs, defaults.dit())),
     "dte_c": dte_c,
     "dte_ig": dte_ig,
     "dte_np": dte_np,

@@ -12,7 +12,7 @@ and contrast decide, which tell little of what is shown, and local units serve d
 (docs/pictures.md).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +20,35 @@ import numpy as np
 from jax import Array
 
 from diffad_jax import neighbours
-from diffad_jax.calibration import TINY, Near
 
 SIDE = 32  # pixels
 MOST_VALUES, MOST_ROWS = 2**24, 2**15  # of a bank: 64 MiB, and 32 MiB of distances for a batch of 256, in each view
 SOFTENING = 0.2  # of pictures in [-1, 1], whose deviation is about 0.5: what has less keeps some of its faintness
+TINY = 1e-12  # the distance of what the bank holds
 ROUNDING = 1e-5  # of logarithms
 COPY = 1e-5  # of a signature's length: how far a copy may lie by rounding, and counts as no farther than 0
-# Chosen by experiments/selection.py, like the constants of configs/adbench.py's whitening.
+# Chosen by experiments/selection.py, like the constants of the whitening in `defaults`.
 BANDWIDTH_NEIGHBOURS = 10
 MAX_UNIT_RATIO = 1.3
 TERMS = 300
 FEWEST, MOST = 3, 10  # the ends of the range in which TERMS decides
+
+
+class Near(NamedTuple):
+    """What is kept of normals: M signatures of D values, seen in V views.
+
+    bank: [M, D]. weights: [V, D], of the columns in each view. units: [V, M], in which the distance from each normal is
+    measured. usual: [V, 2], mean and standard deviation of the logarithms of normals' distances from the others.
+    """
+
+    bank: Array
+    weights: Array
+    units: Array
+    usual: Array
+
+
+_EMPTY: Any = [np.zeros((0, size), np.float32) for size in (0, 0, 0, 2)]  # an import must not start JAX's backend
+NOT_ASKED = Near(*_EMPTY)
 
 
 # --- what is compared ---------------------------------------------------------------------------------------------------

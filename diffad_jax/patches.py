@@ -11,11 +11,11 @@ from diffad_jax.errors import InputError
 from diffad_jax.parametrisation import Denoise
 from diffad_jax.scores import Score
 
-OVERLAP = 0.5  # of a patch's size, at least
+OVERLAP = 0.5  # of a patch's size, to a pixel
 
 
 def places(length: int, size: int) -> np.ndarray:
-    """First pixels of the fewest evenly spread patches that cover `length` and overlap by half or more of `size`."""
+    """First pixels of the fewest evenly spread patches that cover `length` and overlap by about half of `size`."""
     count = 1 + int(np.ceil((length - size) / max(1.0, size * (1 - OVERLAP))))
     return np.linspace(0, length - size, count).round().astype(int)
 

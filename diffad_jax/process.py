@@ -77,8 +77,13 @@ def chain(betas: np.ndarray) -> Process:
 
 
 def linear(num_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> Process:
-    """The chain of `linear_betas` (Ho et al. 2020, section 4)."""
-    return chain(linear_betas(num_steps, beta_min, beta_max))
+    """The chain of `linear_betas` (Ho et al. 2020, section 4), whose ends are those of 1,000 steps.
+
+    With another number of steps betas are 1000 / num_steps as large, at most 0.999, so that it ends with about as much noise,
+    as in the published code of Nichol & Dhariwal 2021.
+    """
+    scale = 1000 / num_steps
+    return chain(np.minimum(linear_betas(num_steps, scale * beta_min, scale * beta_max), 0.999))
 
 
 def cosine(num_steps: int = 1000, offset: float = 0.008) -> Process:

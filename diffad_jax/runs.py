@@ -1,8 +1,9 @@
 """A run: one config, one training set, one work directory. The story of training; `detector` uses what it leaves."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,24 +21,31 @@ from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Chosen, Dataset, evenly_spaced, fingerprint
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import MEMORY, fit_judge
-from diffad_jax.loop import fit
+from diffad_jax.files import make_folder
+from diffad_jax.loop import TrainStep, fit
 from diffad_jax.memory import check_enough, local_statistics
 from diffad_jax.noise import keys_for
 from diffad_jax.process import check_process
 from diffad_jax.ranges import check_ranges, check_sections
-from diffad_jax.settings import fsdp_of, parallel_of, pipeline_of, scoring_of, training_of
-from diffad_jax.sharding import LARGE, data_mesh, mean_over_devices, on, own_rows, split
+from diffad_jax.settings import Scoring, fsdp_of, parallel_of, pipeline_of, scoring_of, training_of
+from diffad_jax.sharding import LARGE, Parallel, data_mesh, mean_over_devices, on, own_rows, split
 from diffad_jax.training import Loss, Params, Training, TrainState, init_state, make_optimizer, make_train_step
-from diffad_jax.workdir import Statistics, as_json, flatten, save_config, save_data
+from diffad_jax.workdir import Statistics, alone, as_json, flatten, save_config, save_data
 
 FEW = 19  # normals: of fewer none has the rank of 95 %, see `metrics.threshold`
 
 
-def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable[[], TrainState], Any, Training]:
-    """The system, a pure function that makes the state before the first step, the train step and the training settings.
+class Plan(NamedTuple):
+    """What a config makes of data of one shape. init: pure, makes the state before the first step."""
 
-    Raises InputError, naming the key, on what a config may not hold.
-    """
+    system: System
+    init: Callable[[], TrainState]
+    step: TrainStep
+    settings: Training
+
+
+def define(config: ConfigDict, shape: tuple[int, ...]) -> Plan:
+    """The plan of a config; raises InputError, naming the key, on what a config may not hold."""
     check_sections(config)
     check_ranges(config)
     system = assemble(config, shape)
@@ -52,7 +60,7 @@ def define(config: ConfigDict, shape: tuple[int, ...]) -> tuple[System, Callable
 
     mean = {"mean_over_devices": mean_over_devices} if config.get("parallel") == "pmap" else {}
     step = make_train_step(system.loss, optimizer, training.batch_size, training.ema_decay, training.accumulate, **mean)
-    return system, init, step, training
+    return Plan(system, init, step, training)
 
 
 def check(system: System, params: Params, shape: tuple[int, ...], combination: str) -> None:
@@ -76,11 +84,21 @@ def check(system: System, params: Params, shape: tuple[int, ...], combination: s
     jax.eval_shape(trace, params, jax.random.key(0))
 
 
+class Parts(NamedTuple):
+    """Which rows of the training set [N, ...] serve what. Each is an array of row numbers."""
+
+    learnt: np.ndarray
+    held_out: np.ndarray
+    calibrating: np.ndarray
+    """On whose scores calibration and threshold rest: those held out, or evenly spaced ones where none are."""
+
+
 def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: bool = True) -> None:
     """Trains on dataset.train and leaves config, checkpoints, logs and statistics in workdir; continues a run begun there.
 
     A finished run is left alone. Of several processes all must call this, with the same arguments. Raises InputError, before
-    anything is compiled, on what a config may not hold and on a workdir of another run; `loop.fit` raises the rest.
+    anything is compiled, on what a config may not hold, on a workdir of another run and on one in which another process
+    trains; `loop.fit` raises the rest.
     """
     workdir, writes = Path(workdir), jax.process_index() == 0
     distributed.check_alike({**flatten(as_json(config)), "its training rows": fingerprint(dataset.train)})
@@ -91,60 +109,70 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
     with distributed.together():
         check_sections(config)
         scoring, pipeline = scoring_of(config), pipeline_of(config, dataset.train.shape[1:])
-        system, init, step, settings = define(config, dataset.train.shape[1:])
-        state = jax.eval_shape(init)
-        check(system, state.params, dataset.train.shape[1:], scoring.combination)
-        parallel = parallel_of(config, settings)
-        whole = all(where.is_fully_replicated for where in jax.tree.leaves(parallel.shardings(state)))
-        if (fsdp := fsdp_of(config)) > 1 and writes and whole:
-            logging.warning(
-                "config.mesh.fsdp: %d splits nothing: no array of %d numbers or more has an axis that it divides",
-                fsdp,
-                LARGE,
-            )
-        chosen, held_out = _hold_out(len(dataset.train), settings.validation_rows, scoring.calibration_rows)
-        learnt = Chosen(dataset.train, chosen, dataset.train.dtype) if len(held_out) else dataset.train
+        plan = define(config, dataset.train.shape[1:])
+        state = jax.eval_shape(plan.init)
+        check(plan.system, state.params, dataset.train.shape[1:], scoring.combination)
+        parallel = parallel_of(config, plan.settings)
+        parts = _parts(len(dataset.train), plan.settings.validation_rows, scoring)
+        learnt = Chosen(dataset.train, parts.learnt, dataset.train.dtype) if len(parts.held_out) else dataset.train
         transform = transforms.fitted(config.transform, learnt)
-        calibrating = held_out if len(held_out) else evenly_spaced(len(dataset.train), scoring.calibration_rows)
-        if scoring.combination == MEMORY:
-            check_enough(len(calibrating))
     distributed.check_shared(workdir)
-    if writes and len(calibrating) < FEW:
+    if writes:
+        _warn(dataset.name, parts, fsdp_of(config), parallel, state)
+    with ExitStack() as until_the_end:
+        with distributed.together():
+            if writes:
+                save_config(workdir, config)
+                until_the_end.enter_context(alone(workdir))
+                make_folder(workdir / "checkpoints")  # now, not when the first is to be saved
+                if not any_in(workdir / "checkpoints"):
+                    (workdir / "data.json").unlink(missing_ok=True)  # Nothing of these data was learnt yet.
+                save_data(workdir, dataset)
+        rows = transform.view(dataset.train)
+        fitted = fit(
+            plan.step,
+            plan.init,
+            Chosen(rows, parts.learnt) if len(parts.held_out) else rows,
+            workdir,
+            plan.settings,
+            seed=config.seed,
+            pipeline=pipeline,
+            parallel=parallel,
+            validate=make_validate(
+                plan.system.held_out_loss,
+                _middle(rows[parts.held_out], plan.system.shape),
+                config.seed,
+                plan.settings.batch_size,
+            )
+            if len(parts.held_out)
+            else None,
+            progress=dataset.name if progress and writes else None,
+        )
+        how = scoring.combination, config.seed, scoring.batch_size
+        judged = fit_judge(plan.system, fitted.state.ema, rows, parts.calibrating, *how, transform.deviations)
+        counts = {"n_train": len(parts.learnt), "n_held_out": len(parts.held_out)}
+        facts = {**counts, "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
+        if writes:
+            Statistics(transform, *judged, facts, dataset.name, fingerprint(dataset.train), dataset.columns).save(
+                workdir
+            )
+
+
+def _warn(name: str, parts: Parts, fsdp: int, parallel: Parallel, state: TrainState) -> None:
+    """Tells of what is no mistake, but may not be what was meant."""
+    if fsdp > 1 and all(where.is_fully_replicated for where in jax.tree.leaves(parallel.shardings(state))):
+        logging.warning(
+            "config.mesh.fsdp: %d splits nothing: no array of %d numbers or more has an axis that it divides",
+            fsdp,
+            LARGE,
+        )
+    if len(parts.calibrating) < FEW:
         logging.warning(
             "%s: the threshold rests on %d normals, and needs %d: more than 5 %% of new normals may lie above it",
-            dataset.name,
-            len(calibrating),
+            name,
+            len(parts.calibrating),
             FEW,
         )
-    with distributed.together():
-        if writes:
-            save_config(workdir, config)
-            if not any_in(workdir / "checkpoints"):
-                (workdir / "data.json").unlink(missing_ok=True)  # Nothing of these data was learnt yet.
-            save_data(workdir, dataset)
-    rows = transform.view(dataset.train)
-    fitted = fit(
-        step,
-        init,
-        Chosen(rows, chosen) if len(held_out) else rows,
-        workdir,
-        settings,
-        seed=config.seed,
-        pipeline=pipeline,
-        parallel=parallel,
-        validate=make_validate(
-            system.held_out_loss, _middle(rows[held_out], system.shape), config.seed, settings.batch_size
-        )
-        if len(held_out)
-        else None,
-        progress=dataset.name if progress and writes else None,
-    )
-    how = scoring.combination, config.seed, scoring.batch_size
-    judged = fit_judge(system, fitted.state.ema, rows, calibrating, *how, transform.deviations)
-    counts = {"n_train": len(learnt), "n_held_out": len(held_out)}
-    facts = {**counts, "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
-    if writes:
-        Statistics(transform, *judged, facts, dataset.name, fingerprint(dataset.train), dataset.columns).save(workdir)
 
 
 def _finished(config: ConfigDict, dataset: Dataset, workdir: Path) -> bool:
@@ -189,13 +217,19 @@ def _middle(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return x[:, top // 2 : top // 2 + shape[0], left // 2 : left // 2 + shape[1]]
 
 
-def _hold_out(count: int, wanted: float, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers below `count`, parted into those to train on and `wanted`, or a share, up to `most`, to validate on."""
-    number = min(round(wanted * count), most) if wanted < 1 else int(wanted)
+def _parts(count: int, wanted: float, scoring: Scoring) -> Parts:
+    """The parts of `count` rows, of which `wanted`, or a share, up to the calibration rows, are to be held out.
+
+    Raises InputError where that is one row or more than half, and where too few calibrate a memory.
+    """
+    number = min(round(wanted * count), scoring.calibration_rows) if wanted < 1 else int(wanted)
     if wanted and not 2 <= number <= count // 2:
         raise InputError(
             f"config.training.validation_rows: found {wanted:g}, which is {number} of {count} rows; allowed are 0, and from "
             "2 rows to half of them"
         )
     held_out = evenly_spaced(count, number)
-    return np.setdiff1d(np.arange(count), held_out), held_out
+    calibrating = held_out if number else evenly_spaced(count, scoring.calibration_rows)
+    if scoring.combination == MEMORY:
+        check_enough(len(calibrating))
+    return Parts(np.setdiff1d(np.arange(count), held_out), held_out, calibrating)

@@ -39,6 +39,8 @@ def sample(sampler: Sampler, denoise: Denoise, x: Array, times: Array, key: Key)
     [B], new-style keys of `jax.random.key`. Returns x at times[-1].
     """
 
+    x = x.astype(jnp.promote_types(x.dtype, times.dtype))  # else the first step would, which a scan refuses
+
     def body(carry: tuple[Array, Any], step: tuple[Array, Array, Array]) -> tuple[tuple[Array, Any], None]:
         number, t, s = step
         return sampler.step(denoise, carry[0], t, s, fold_in(key, number), carry[1]), None
@@ -62,18 +64,26 @@ def quadratic(num_steps: int, start: float | Array = 1.0) -> Array:
 
 
 def karras(
-    process: Process, num_steps: int, start: float | Array = 1.0, noise_min: float = 0.002, rho: float = 7.0
+    process: Process,
+    num_steps: int,
+    start: float | Array = 1.0,
+    noise_min: float = 0.002,
+    noise_max: float = 80.0,
+    rho: float = 7.0,
 ) -> Array:
     """The times of noise levels n = sigma / alpha evenly spaced in n^(1/rho), then 0 (Karras et al. 2022, eq. 5).
 
     noise_min: the last level but 0; where the process begins with more noise, as `log_linear` may, it is that, and where
-    start has hardly more, half of start's.
+    start has hardly more, half of start's. noise_max: the first level where start has more, which at such levels is as good
+    as no other: the end of `cosine`, at 20,000, would take the steps of all that is seen.
     """
-    noise_first, noise_max = (jnp.exp(-process.log_snr(jnp.asarray(t, jnp.float32)) / 2) for t in (1e-6, start))
-    noise_last = jnp.maximum(jnp.minimum(noise_min, noise_max / 2), noise_first)
+    noise_first, noise_start = (jnp.exp(-process.log_snr(jnp.asarray(t, jnp.float32)) / 2) for t in (1e-6, start))
+    most = jnp.minimum(noise_start, noise_max)
+    least = jnp.maximum(jnp.minimum(noise_min, most / 2), noise_first)
     ramp = jnp.linspace(0.0, 1.0, num_steps)
-    noise = (noise_max ** (1 / rho) + ramp * (noise_last ** (1 / rho) - noise_max ** (1 / rho))) ** rho
-    return jnp.append(time_at(process, -2 * jnp.log(noise)), 0.0).at[0].set(start)
+    noise = (most ** (1 / rho) + ramp * (least ** (1 / rho) - most ** (1 / rho))) ** rho
+    times = jnp.append(time_at(process, -2 * jnp.log(noise)), 0.0)
+    return times.at[0].set(jnp.where(noise_start > noise_max, times[0], start))
 
 
 Grid = Callable[[Process, int, float | Array], Array]
@@ -127,7 +137,8 @@ def ddim(process: Process, eta: float = 0.0) -> Sampler:
 def heun(process: Process) -> Sampler:
     """Heun's second-order steps in (y = x / alpha, n = sigma / alpha), where dy/dn = eps (Karras et al. 2022, alg. 1).
 
-    The last step, to s = 0, is Euler's.
+    The last step, to s = 0, is Euler's. A step from very large n to one of the data's size goes wrong by a share of the
+    former: from the end of `cosine`, few steps need the grid `karras`.
     """
 
     def step(denoise: Denoise, x_t: Array, t: Array, s: Array, key: Key, memory: Any) -> tuple[Array, Any]:
@@ -160,7 +171,9 @@ def dpm_solver_2m(process: Process) -> Sampler:
         x_0 = denoise(x_t, t).x_0
         lambda_t, lambda_s = process.log_snr(t) / 2, process.log_snr(s) / 2
         h = lambda_s - lambda_t
-        slope = jnp.where(s > 0, h / (2 * (lambda_t - last_lambda)), 0.0)
+        # Times that a chain snaps to one point of its own make a step of no length.
+        h_last = lambda_t - last_lambda
+        slope = jnp.where((s > 0) & (h_last != 0), h / (2 * h_last), 0.0)
         target = x_0 + slope * (x_0 - last_x_0)
         x_s = process.sigma(s) / process.sigma(t) * x_t - process.alpha(s) * jnp.expm1(-h) * target
         return x_s, (x_0, lambda_t)

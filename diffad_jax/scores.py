@@ -113,6 +113,11 @@ def distance_named(name: str) -> Distance:
     return DISTANCES[name]
 
 
+def _single(x: Array) -> Array:
+    """Data in float32, or float64 where they are: levels of half precision would be others than were asked for."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +205,8 @@ def reconstruction(
         return opponent_colours(x) if colours else (x,)
 
     def score(denoise: Denoise, x_0: Array, key: Array) -> Array:
+        x_0 = _single(x_0)
+
         def compared(x: Array) -> Array:
             return jnp.stack([measure(a, b) for a, b in zip(seen(x_0), seen(x), strict=True)])
 
@@ -251,6 +258,8 @@ def encode_decode(
     sampler, measure = samplers.ddim(process), distance_named(distance)
 
     def score(denoise: Denoise, x_0: Array, key: Array) -> Array:
+        x_0 = _single(x_0)
+
         def level(t: Array) -> Array:
             down = samplers.uniform(num_steps, t).astype(x_0.dtype)
             x_t = samplers.sample(sampler, denoise, x_0, down[-2::-1], key)

@@ -1,7 +1,9 @@
 """The files of a run's directory: config.json, data.json, statistics.npz, metrics.json. Each appears whole or not at all."""
 
+import fcntl
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffad_jax.calibration import NOT_ASKED, Calibration, Near
+from diffad_jax.calibration import Calibration
 from diffad_jax.data.dataset import Dataset, fingerprint
 from diffad_jax.data.npz import read_arrays
 from diffad_jax.data.pipeline import Pipeline
@@ -19,6 +21,7 @@ from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
 from diffad_jax.files import read_json, save_json, save_npz
 from diffad_jax.memory import Memory
+from diffad_jax.nearness import NOT_ASKED, Near
 from diffad_jax.settings import Scoring
 from diffad_jax.training import Training
 
@@ -109,6 +112,22 @@ def claim(
             save_json(path, value)
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be a {directory} ({error.strerror})") from error
+
+
+@contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Keeps other processes on this disk from training in a directory at the same time, until it is left or this one ends.
+
+    Raises InputError where one trains there. Where the disk knows no locks, nothing is kept.
+    """
+    with (workdir / ".lock").open("w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise InputError(f"{workdir}: another process trains here; wait for its end, or choose another") from error
+        except OSError:
+            pass
+        yield
 
 
 def load_config(workdir: Path) -> ConfigDict:

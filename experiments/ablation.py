@@ -104,9 +104,9 @@ def drawn(ablation: str, lines: list[tuple[str, str, str, float]]) -> Figure:
 def main(_: list[str]) -> None:
     ablations = cli.chosen("only", ONLY.value or [""], ABLATIONS)
     names, out = cli.chosen_rows(DATA_DIR.value, ROWS.value), Path(OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
     spaced = [names[i] for i in evenly_spaced(len(names), 5)]
     lines = [line for name in tqdm(names if ROWS.value else spaced, unit="set") for line in aurocs(name, ablations)]
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "ablation.csv", csv_files.lines([("ablation", "value", "dataset", "auroc"), *lines]))
     for only in ablations:
         write_atomically(out / f"{only}.png", png(drawn(only, [line for line in lines if line[0] == only])))

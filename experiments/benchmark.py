@@ -251,6 +251,7 @@ def main(_: list[str]) -> None:
         check_choice("--first_step", name, networks.MODELS)
         measure(networks.get_config(name), networks.SHAPES[name])
         return
+    cli.check_file("out", OUT.value)
     if SUITE.value:
         if SUITE.value == "gpu" and jax.default_backend() == "cpu":
             raise InputError("--suite: found 'gpu', but JAX sees no accelerator; allowed here is 'cpu'")

@@ -8,13 +8,13 @@ import argparse
 import gc
 import os
 import re
-import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Sequence
+from logging import getLogger
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import jax
@@ -26,6 +26,9 @@ from diffad_jax.data.adbench import adbench_names
 from diffad_jax.errors import InputError, RunFailed, check_choice, first_line, out_of_memory, suggestion
 from diffad_jax.loop import Stopped
 from diffad_jax.ranges import OPTIONAL_SECTIONS
+
+# The flags that this file defines are those of the command that asks for them, in its --help and among its names.
+flags.disclaim_key_flags()
 
 _configs: dict[str, str | None] = {}  # the flags that name a config file, with their defaults
 
@@ -48,9 +51,11 @@ def distributed_flags() -> None:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk, so that a command's second run starts at once."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diffad_jax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default)))
+    """Keeps compiled programs on disk, so that a command's second run starts at once; not where nobody has a home."""
+    default = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "diffad_jax", "xla")
+    if (folder := os.environ.get("JAX_COMPILATION_CACHE_DIR", default)).startswith("~"):
+        return
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
@@ -73,10 +78,9 @@ def run(main: Callable[[list[str]], None]) -> None:
         for name in _flag_names():
             if flags.FLAGS[name].value == "":
                 _fail(f"--{name}: found '', allowed is a value")
-        if os.getpid() == 1:  # of a container, from which the kernel keeps signals that it does not handle
-            signal.signal(signal.SIGTERM, _end_at_once)
         gc.freeze()
         gc.enable()
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         use_compilation_cache()
         # Orbax tells of every save at level info.
         logging.set_verbosity(logging.WARNING)
@@ -117,7 +121,8 @@ def run(main: Callable[[list[str]], None]) -> None:
                 )
             if isinstance(error, OSError):
                 # Of the machine rather than of the user: no room, no right to write, a network disk that went away.
-                _fail(f"{error.filename or 'a file'}: {error.strerror or error}", code=1)
+                unnamed = "standard output" if isinstance(error, BrokenPipeError) else "a file or standard output"
+                _fail(f"{error.filename or unnamed}: {error.strerror or error}", code=1)
             if not jax.distributed.is_initialized():
                 raise
             traceback.print_exc()
@@ -150,6 +155,12 @@ def counts(flag: str, values: Sequence[str]) -> list[int]:
         if not (value.isdecimal() and int(value)):
             raise InputError(f"--{flag}: found {value!r}, allowed are whole numbers from 1")
     return [int(value) for value in values]
+
+
+def check_file(flag: str, path: str | None) -> None:
+    """Raises InputError where a flag names a file that cannot be made: before the work that it is to hold is done."""
+    if path and (Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK)):
+        raise InputError(f"--{flag}: found {path}, allowed is a file in a folder that can be written to")
 
 
 def _with_config(argv: list[str], flag: str, default: str | None) -> list[str]:
@@ -198,7 +209,7 @@ def _flag_names() -> list[str]:
         flag.name
         for module, those in flags.FLAGS.flags_by_module_dict().items()
         for flag in those
-        if module in (sys.argv[0], main) or flag.name in _configs
+        if module in (sys.argv[0], main)
     )
 
 
@@ -208,13 +219,11 @@ def _tell_unless_late(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    sys.stdout.flush()
-    os._exit(128 + number)
-
-
 def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
+    # What else was being written fails as well, and asyncio would tell of each in many lines.
+    getLogger("asyncio").disabled = True
+    warnings.simplefilter("ignore", RuntimeWarning)
     _leave(code)
 
 

@@ -8,6 +8,7 @@ results then go to metrics_<name of PATH>.json and report_<name of PATH>.html.
 """
 
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -124,6 +125,8 @@ def main(_: list[str]) -> None:
             raise InputError(f"--workdir: {root} holds no run (no config.json there or one level below)")
         for directory in directories:  # Told before anything is scored.
             workdir.check_finished(directory)
+            if not os.access(directory, os.W_OK):
+                raise InputError(f"{directory}: cannot be written to, and is where metrics.json goes")
             if DATA.value:
                 check_other(Path(DATA.value), directory)
                 check_overwrites(directory)

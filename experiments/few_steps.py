@@ -52,8 +52,7 @@ def main(_: list[str]) -> None:
     few = cli.counts("steps", STEPS.value)
     if TIME.value <= 0:
         raise InputError(f"--time: found {TIME.value:g}, allowed are times above 0 up to 1")
-    if OUT.value and not Path(OUT.value).parent.is_dir():
-        raise InputError(f"--out: {Path(OUT.value).parent} is no folder")
+    cli.check_file("out", OUT.value)
     trained = detector.load(Path(WORKDIR.value))
     dataset = trained.trained_on(load(trained.config.data))
     places = evenly_spaced(len(dataset.test), ROWS.value)

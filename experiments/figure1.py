@@ -1,12 +1,12 @@
 """Diffusion models against classical detectors on raw pictures of growing size: the paper's Figure 1, measured.
 
-python -m experiments.figure1 --data_dir FOLDER --out DIR [--normal animal] [--resolutions 32,64,128,224] [--seeds N]
+python -m experiments.figure1 --data_dir FOLDER --normal CLASS[,CLASS] --out DIR [--resolutions 32,64,128,224] [--seeds N]
     [--methods dit,unet,ocsvm,iforest,copod] [--steps N] [--dit FILE] [--unet FILE] [--dit.training.batch_size=64 ...]
 
 FOLDER holds a folder of pictures for each class, see `folders.class_folders`. The two networks are trained at every
-resolution in DIR/runs, with patches that grow with the picture (`scalability.scaled`). Writes results.csv, figure1.png and
-figure1.md into DIR, and run.json and data.json, which tell what of. A command that was stopped goes on; what failed is
-tried again. Seed s splits the data by s + 1.
+resolution in DIR/runs, for as long as their configs say (for an accelerator) or --steps, with patches that grow with the
+picture (`scalability.scaled`). Writes results.csv, figure1.png and figure1.md into DIR, and run.json and data.json, which
+tell what of. A command that was stopped goes on; what failed is tried again. Seed s splits the data by s + 1.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ NETWORKS = {name: cli.config_flag(file, name, "Config of the network.") for name
 ALL = (*NETWORKS, *scalability.CLASSICAL)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of one folder of pictures a class.", required=True)
 OUT = flags.DEFINE_string("out", None, "Directory for the results.", required=True)
-NORMAL = flags.DEFINE_list("normal", ["animal"], "The normal classes.")
+NORMAL = flags.DEFINE_list("normal", None, "The normal classes.", required=True)
 RESOLUTIONS = flags.DEFINE_list("resolutions", ["32", "64", "128", "224"], "Pixels a side.")
 CHOSEN = flags.DEFINE_list("methods", list(ALL), "Methods.")
 STEPS = flags.DEFINE_integer("steps", None, "Training steps, in place of those of the configs.", lower_bound=1)

@@ -182,7 +182,6 @@ def write(selection: Selection, out: Path, text: str) -> None:
         for settings, measured in selection.measured.items()
         for one, aurocs in zip(selection.problems, measured)
     ]
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "selection.csv", csv_files.lines([[*Settings._fields, "dataset", *kinds], *rows]))
     write_atomically(out / "selection.md", text.encode())
 
@@ -192,6 +191,7 @@ def main(_: list[str]) -> None:
     others = cli.chosen_rows(LABELLED.value, flag="labelled") if LABELLED.value else []
     if {Path(name).name for name in names} & {Path(name).name for name in others}:
         raise InputError(f"--labelled: {LABELLED.value} holds sets of --data_dir, whose labels may not be read")
+    Path(OUT.value).mkdir(parents=True, exist_ok=True)
     # No test row and no label of DATA_DIR goes beyond this line.
     problems = [of_normals(name, np.asarray(adbench(DATA_DIR.value, name).train)) for name in names]
     problems += [of_labels(adbench(LABELLED.value, name)) for name in others]

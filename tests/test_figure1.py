@@ -32,7 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def figure1(folder: Path, out: Path, *arguments: str) -> Finished:
-    return command("experiments.figure1", f"--data_dir={folder}", f"--out={out}", *SMALL, *arguments, output=out.parent)
+    where = f"--data_dir={folder}", "--normal=animal", f"--out={out}"
+    return command("experiments.figure1", *where, *SMALL, *arguments, output=out.parent)
 
 
 def rows_of(out: Path) -> list[results_file.Row]:

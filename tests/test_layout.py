@@ -22,7 +22,7 @@ def rooms() -> list[str]:
 
 RANK = {module: rank for rank, module in enumerate(rooms())}
 MODULES = [module for module in RANK if module != "configs"]
-MATHEMATICS = rooms()[RANK["process"] : RANK["nearness"] + 1]
+MATHEMATICS = rooms()[RANK["process"] : RANK["memory"] + 1]
 
 
 def files(module: str) -> list[Path]:
@@ -66,9 +66,14 @@ def test_mathematics_knows_neither_flax_nor_configs(module: str) -> None:
     assert "build" not in imported_modules((ROOT / f"{module}.py").read_text())
 
 
-def test_configs_know_nothing_of_the_package() -> None:
+def test_configs_know_nothing_of_the_package_but_its_defaults() -> None:
     for path in (ROOT.parent / "configs").glob("*.py"):
-        assert imported_modules(path.read_text()) <= {"configs"}, path.name
+        assert imported_modules(path.read_text()) <= {"configs", "defaults"}, path.name
+
+
+def test_the_package_knows_nothing_of_configs() -> None:
+    for path in ROOT.rglob("*.py"):
+        assert "configs" not in imported_modules(path.read_text()), path.name
 
 
 def test_the_reading_of_imports() -> None:

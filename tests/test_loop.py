@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax import Array
 from processes import with_devices
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from diffad_jax import loop
 from diffad_jax.checkpoint import Checkpoints
@@ -452,11 +453,28 @@ def test_the_time_spent_waiting_for_data_is_logged(tmp_path: Path) -> None:
     assert fast < 0.3 < 0.6 < slow <= 1
 
 
-def test_half_a_log_line_is_dropped(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text('{"step": 5}\n{"step": 10, "lo')
-    with Log(tmp_path) as log:
+@pytest.mark.parametrize(
+    "rest", ['{"step": 10, "lo', '{"step": 10, "loss": 2.0}', '{"step": 7}\n{"step": 8}\n', "\0\0\n"]
+)
+def test_a_log_goes_on_after_the_step_that_was_restored(tmp_path: Path, rest: str) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 5}\n{"step": 5, "validation_loss": 3}\n' + rest)
+    with Log(tmp_path, first=5) as log:
         log.write(10, {"loss": 1.0})
-    assert lines(tmp_path) == [{"step": 5}, {"step": 10, "loss": 1.0}]
+    assert lines(tmp_path) == [{"step": 5}, {"step": 5, "validation_loss": 3}, {"step": 10, "loss": 1.0}]
+    [board] = (tmp_path / "tensorboard").iterdir()
+    events = [Event.FromString(record) for record in records(board)]
+    # This is what TensorBoard drops later steps of other files at.
+    assert [event.step for event in events if event.session_log.status == SessionLog.START] == [6]
+    assert [event.step for event in events if event.summary.value] == [10]
+
+
+def records(file: Path) -> Iterator[bytes]:
+    """Those of a TFRecord file: each between its length, with a checksum, and a checksum of its own."""
+    content = file.read_bytes()
+    while content:
+        end = 12 + int.from_bytes(content[:8], "little")
+        yield content[12:end]
+        content = content[end + 4 :]
 
 
 # --- what can go wrong around a run ----------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from configs import adbench, adbench_dit
-from diffad_jax import methods, nearness
+from diffad_jax import defaults, methods, nearness
 from diffad_jax.errors import InputError
 from diffad_jax.loop import Diverged
 from diffad_jax.methods import METHODS, detect
@@ -24,8 +23,7 @@ def few_steps() -> Iterator[None]:
         patch.setattr(
             methods, "TIME_ESTIMATION", methods.TIME_ESTIMATION._replace(num_steps=100, steps_per_dispatch=50)
         )
-        for name, module in (("ddpm", adbench), ("dit", adbench_dit)):
-            config = module.get_config()
+        for name, config in (("ddpm", defaults.mlp()), ("dit", defaults.dit())):
             config.training.update({"num_steps": 40, "steps_per_dispatch": 20})
             patch.setitem(METHODS, name, methods.network(partial(methods.diffusion_programs, config)))
         methods._time_programs.cache_clear()

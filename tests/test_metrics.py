@@ -90,6 +90,13 @@ def test_bootstrap_intervals_have_the_width_of_the_theory() -> None:
     assert bootstrap_intervals(labels, np.zeros(2 * n), 0)["auroc"] == (0.5, 0.5), "ties count half"
 
 
+def test_of_many_rows_fewer_resamples_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, scores = np.repeat([0, 1], 100), np.random.default_rng(0).normal(size=200)
+    for most, expected in ((200 * 300, 300), (200, 100), (10**9, 1000)):
+        monkeypatch.setattr("diffad_jax.metrics.MOST_DRAWN", most)
+        assert bootstrap_intervals(labels, scores, 0) == bootstrap_intervals(labels, scores, 0, resamples=expected)
+
+
 def test_groups_of_anomalies_are_each_set_against_all_normals() -> None:
     generator = np.random.default_rng(0)
     groups = generator.choice(["good", "crack", "hole", "scratch"], 400)

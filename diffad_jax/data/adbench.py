@@ -5,7 +5,6 @@ import hashlib
 import http.client
 import importlib.resources
 import os
-import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from diffad_jax.data import row_files
 from diffad_jax.data.dataset import Dataset, one_class_split
 from diffad_jax.errors import InputError
+from diffad_jax.files import write_atomically
 
 COMMIT = "3dac8221081e190f157d78e93bfa8867f90d0965"
 BASE_URL = f"https://raw.githubusercontent.com/Minqi824/ADBench/{COMMIT}/adbench/datasets"
@@ -121,19 +121,9 @@ def _fetch(url: str, destination: Path, blob_sha1: str) -> None:
         raise InputError(f"{url}: git blob SHA-1 is {found}, expected {blob_sha1}; nothing was kept")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=destination.parent, prefix=f".{destination.stem}.", suffix=".part")
+        write_atomically(destination, content)
     except OSError as error:
         raise InputError(f"{destination}: cannot be written ({error})") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp files are private; data is as readable as the user's other files.
-        os.chmod(partial, 0o644)
-        os.replace(partial, destination)
-    except OSError as error:
-        raise InputError(f"{destination}: cannot be written ({error})") from error
-    finally:
-        Path(partial).unlink(missing_ok=True)
 
 
 def adbench_folder(

@@ -2,7 +2,8 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,6 +13,7 @@ from diffad_jax.errors import InputError, check_choice
 MIN_TRAIN_ROWS = 8
 PAPER_ROWS = 1_000, 10_000
 CHUNK_VALUES = 1 << 22
+MOST_LOOKED_AT = 1024  # files, of which a network disk may take a second
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -94,14 +96,25 @@ def evenly_spaced(count: int, wanted: int) -> np.ndarray:
 def fingerprint(rows: Rows) -> str:
     """What tells training rows [N, ...] from others of that name: a hash of their shape and, of arrays, of their values.
 
-    Of arrays of more than CHUNK_VALUES values evenly spaced rows are taken. Pictures in files are not read: decoders round
-    differently on different machines.
+    Of arrays of more than CHUNK_VALUES values evenly spaced rows are taken. Pictures in files are not decoded, which rounds
+    differently on different machines: their names count, and the bytes that evenly spaced ones take.
     """
     found = hashlib.sha256(repr(tuple(rows.shape)).encode())
     if isinstance(rows, np.ndarray | Chosen):
         wanted = max(64, CHUNK_VALUES // int(np.prod(rows.shape[1:])))
         found.update(np.ascontiguousarray(rows[evenly_spaced(len(rows), wanted)], np.float64).tobytes())
+    elif files := getattr(rows, "files", ()):
+        looked_at = set(evenly_spaced(len(files), MOST_LOOKED_AT).tolist())
+        for place, file in enumerate(files):
+            # With the folder, which may be the class; folders above it may be others on another machine.
+            name = "/".join(file.parts[-2:]) if isinstance(file, Path) else file
+            found.update(repr((name, _size(file) if place in looked_at else None)).encode())
     return found.hexdigest()[:16]
+
+
+def _size(file: Any) -> int | None:
+    """The bytes of a file, None where there is none."""
+    return file.stat().st_size if isinstance(file, Path) and file.exists() else None
 
 
 def checked(X: ArrayLike, y: ArrayLike, source: str, normals_alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +202,8 @@ def one_class_split(
     if protocol == "paper" and not least <= len(y) <= most:
         few = len(y) < least
         draw = np.random.default_rng(seed).choice(len(y), least if few else most, replace=few)
-        X, y = X[draw], y[draw]
+        # The rows drawn of a table on disk are in memory.
+        X, y = X[draw].astype(_precision(X, y), copy=False), y[draw]
     normal, anomalous = np.flatnonzero(y == 0), np.flatnonzero(y == 1)
     if seed > 0:
         normal = np.random.default_rng(seed).permutation(normal)

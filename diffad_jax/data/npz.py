@@ -26,6 +26,7 @@ def read_arrays(path: str | Path, needed: Sequence[str], optional: Sequence[str]
     expected = " and ".join(filter(None, (", ".join(needed[:-1]), needed[-1])))
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected an .npz with arrays {expected}")
+    path.open("rb").close()  # where it may not be read, is_zipfile says that it is none
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path}: not an .npz archive, expected one with arrays {expected}")
     try:

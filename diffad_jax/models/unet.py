@@ -84,7 +84,7 @@ class UNet(nn.Module):
         num_heads: attention heads, unless head_channels is set.
         head_channels: channels a head; the number of heads follows.
         scale_shift: time scales and shifts the normalised features (True) or is added before normalising (False).
-            Where there are 32 channels or fewer, a group is one channel and its normalisation removes what was added.
+            Where a group is one channel, as with 32 channels in 32 groups, its normalisation removes what was added.
         patch_size: pixels a side that are folded into channels before the first convolution and unfolded after the last; 2
             makes the network about four times as fast (Luhman & Luhman 2022, "Improving diffusion model efficiency through
             patching").
