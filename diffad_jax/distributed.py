@@ -49,7 +49,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     if coordinator is None and num_processes is None and process_id is None:
         if _by_slurm() or _on_tpu():
             jax.distributed.initialize(**timeouts)
-            _meet()
+            _meet(num_processes)
         return
     if coordinator is None or num_processes is None or process_id is None:
         raise InputError(
@@ -68,7 +68,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     jax.distributed.initialize(
         coordinator, num_processes, process_id, cluster_detection_method="deactivate", **timeouts
     )
-    _meet()
+    _meet(num_processes)
 
 
 def named_by_environment() -> bool:
@@ -168,12 +168,12 @@ def _check_free(port: int) -> None:
         socket.create_server(("", port)).close()
     except OSError as error:
         raise InputError(
-            f"--coordinator: port {port} cannot be used here ({error.strerror}); choose another"
+            f"--coordinator: port {port} cannot be used here ({os.strerror(error.errno or 0)}); choose another"
         ) from error
 
 
-def _meet() -> None:
-    """Raises InputError where processes have another number of devices, or were told another number of processes.
+def _meet(told: int | None) -> None:
+    """Raises InputError where processes have another number of devices, or were told of another number of processes.
 
     The first collective on CPUs waits 30 seconds for all: it is done here, where they have just met, not after data are read.
     """
@@ -181,7 +181,7 @@ def _meet() -> None:
     if len(set(counts.values())) > 1:
         found = ", ".join(str(counts[process]) for process in sorted(counts))
         raise InputError(f"devices: the processes have {found}, allowed is the same number in each")
-    check_alike({"--num_processes": jax.process_count()})
+    check_alike({"--num_processes": told})
 
 
 def of_another(error: Exception) -> bool:

@@ -387,6 +387,13 @@ def test_train_refuses(problem: str, tiny: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_help_and_a_mistyped_flag_name_all_flags_of_a_command(tmp_path: Path) -> None:
+    found = command("experiments.train", "--help", output=tmp_path)
+    names = "config", "workdir", "coordinator", "num_processes", "process_id"
+    assert all(f"  --{name}: " in found.out for name in names), found
+    assert_refused(train(tmp_path / "run", "--coordinato=a"), "'coordinator'", ", ".join(sorted(names)))
+
+
 def test_train_refuses_configs_that_it_cannot_read(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert_refused(train(run, "--config", DIGITS.replace("digits", "digit")), "configs/digit.py", repr(DIGITS))
@@ -504,7 +511,33 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, unbroken: Unbroke
     workdir = tmp_path / "run"
     assert kill_and_resume(workdir, (workdir / "checkpoints" / "20").exists, unbroken)
     steps = [json.loads(line)["step"] for line in (workdir / "log.jsonl").read_text().splitlines()]
-    assert steps.count(5) == 1 and set(steps) == set(range(5, 61, 5)), "it began anew"
+    assert steps == list(range(5, 61, 5)), "it began anew, or tells steps twice"
+
+
+def test_a_directory_in_which_one_process_trains_is_refused_to_others(tiny: str, tmp_path: Path) -> None:
+    workdir, arguments = tmp_path / "run", [tiny, "--config.training.num_steps=100000"]
+    first = start("experiments.train", "--workdir", str(workdir), *arguments, output=tmp_path)
+    while not (workdir / "checkpoints" / "20").exists() and first.is_alive():
+        time.sleep(0.01)
+    second = command("experiments.train", "--workdir", str(workdir), *arguments, output=tmp_path / "second")
+    assert_refused(second, str(workdir), "another process trains here")
+    assert first.is_alive()
+    first.terminate()
+    first.join()
+    assert first.exitcode == 143, "the lock ends with its process"
+    again = start("experiments.train", "--workdir", str(workdir), *arguments, output=tmp_path / "again")
+    step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    while not any(int(p.name) > step for p in (workdir / "checkpoints").glob("*[0-9]")) and again.is_alive():
+        time.sleep(0.01)
+    assert again.is_alive()
+    again.kill()
+    again.join()
+
+
+def test_a_folder_that_cannot_hold_checkpoints_is_refused_before_training(tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("")
+    assert_refused(train(tmp_path / "run", tiny), "run/checkpoints", "cannot be a folder")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -595,6 +595,19 @@ def test_the_first_bad_row_is_counted_over_all(monkeypatch: pytest.MonkeyPatch) 
     assert dataset.nonfinite(rows).tolist() == [7, 9]
 
 
+def test_fingerprints_tell_pictures_apart_by_name_and_size(tmp_path: Path) -> None:
+    def found(folder: Path, **sizes: int) -> str:
+        folder.mkdir(parents=True)
+        for name, size in sizes.items():
+            (folder / name).write_bytes(b"x" * size)
+        return fingerprint(PictureFiles(sorted(folder.iterdir()), 8, 1, "crop"))
+
+    first = found(tmp_path / "here" / "good", a=5, b=6)
+    assert first == found(tmp_path / "there" / "good", a=5, b=6), "on another disk"
+    others = {"c": dict(a=5, c=6), "longer": dict(a=5, b=7), "fewer": dict(a=5)}
+    assert len({first, *(found(tmp_path / name / "good", **sizes) for name, sizes in others.items())}) == 4
+
+
 def test_fingerprints_tell_shapes_apart() -> None:
     two, three = (fingerprint(PictureFiles([Path("a.png")] * n, 8, 1, "crop")) for n in (2, 3))
     assert two != three

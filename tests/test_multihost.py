@@ -242,15 +242,40 @@ def test_what_one_process_refuses_all_refuse(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_uneven_devices_are_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("devices", "counts", "words"),
+    [((1, 3), (2, 2), "devices: the processes have 1, 3"), ((1, 1), (2, 3), "--num_processes (2 in process 0, 3)")],
+)
+def test_uneven_devices_and_counts_are_refused(
+    arguments: tuple[str, ...], tmp_path: Path, devices: tuple[int, int], counts: tuple[int, int], words: str
+) -> None:
     port = free_port()
     run = ("experiments.train", *arguments, f"--workdir={tmp_path / 'run'}", f"--coordinator=127.0.0.1:{port}")
     two = [
-        start(*run, "--num_processes=2", f"--process_id={i}", output=tmp_path / str(i), devices=1 + 2 * i)
-        for i in range(2)
+        start(*run, f"--num_processes={n}", f"--process_id={i}", output=tmp_path / str(i), devices=d)
+        for i, (d, n) in enumerate(zip(devices, counts, strict=True))
     ]
     assert ended(two, tmp_path) == [2, 2]
-    assert "devices: the processes have 1, 3" in (tmp_path / "0" / "err").read_text()
+    assert words in (tmp_path / "0" / "err").read_text()
+
+
+def meeting_late(port: int, number: int) -> None:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    distributed.join(f"127.0.0.1:{port}", 2, number)
+    time.sleep(35 * number)
+    assert distributed.exchange(str(number)) == ["0", "1"]
+    jax.distributed.shutdown()
+
+
+@pytest.mark.slow
+def test_a_process_whose_data_take_half_a_minute_more_is_waited_for() -> None:
+    port = free_port()
+    two = [CONTEXT.Process(target=meeting_late, args=(port, i)) for i in range(2)]
+    for process in two:
+        process.start()
+    for process in two:
+        process.join()
+    assert [process.exitcode for process in two] == [0, 0]
 
 
 def test_a_command_of_one_process_is_not_started_twice() -> None:
@@ -398,12 +423,21 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on(
     [
         ({"coordinator": "host:1"}, "allowed are all three or none of them"),
         ({"coordinator": "host", "num_processes": 2, "process_id": 0}, "--coordinator: found 'host'"),
+        ({"coordinator": "host:a", "num_processes": 2, "process_id": 0}, "allowed is HOST:PORT"),
+        ({"coordinator": "host:65536", "num_processes": 2, "process_id": 0}, "allowed is HOST:PORT"),
         ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "--process_id: found 2, allowed are 0 to 1"),
     ],
 )
 def test_processes_that_cannot_be_joined_are_refused(arguments: dict[str, str | int], words: str) -> None:
     with pytest.raises(InputError, match=words):
         distributed.join(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_port_that_another_program_holds_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port} cannot be used here \\(Address already in use\\)"):
+            distributed.join(f"127.0.0.1:{port}", 2, 0)
 
 
 def test_the_environment_names_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
