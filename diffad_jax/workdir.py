@@ -124,7 +124,10 @@ def alone(workdir: Path) -> Iterator[None]:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise InputError(f"{workdir}: another process trains here; wait for its end, or choose another") from error
+            raise InputError(
+                f"{workdir}: another process trains here: wait for its end, choose another workdir, or, where a machine died "
+                "with it, delete .lock"
+            ) from error
         except OSError:
             pass
         yield
