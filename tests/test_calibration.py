@@ -154,6 +154,12 @@ def test_levels_and_distances_without_spread_stay_finite(levels: np.ndarray, dis
         ).all()
 
 
+def test_what_differs_from_levels_without_spread_is_not_typical() -> None:
+    calibration = calibrate(np.full((2, 5), 3.0), ASKED)
+    same, other = typicality(calibration, jnp.array([[3.0, 5.0], [3.0, 3.0]]))
+    assert same < 1e-9 < 0.1 < other
+
+
 def test_what_is_no_number_scores_highest() -> None:
     judge = calibrate(np.random.default_rng(0).gamma(2, size=(2, 20)))
     found = evaluation.reading(judge, "typicality", jnp.zeros((3, 4)), jnp.full((2, 3), jnp.nan))

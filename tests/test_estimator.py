@@ -13,6 +13,12 @@ from diffad_jax.methods import detect
 WIDTH = 20
 
 
+@pytest.fixture
+def few_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the trainings."""
+    monkeypatch.setattr(estimator, "FOLDS_OF_FEW", 3)
+
+
 def normals(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, WIDTH)) @ np.diag(np.linspace(0.1, 3, WIDTH))
 
@@ -30,13 +36,12 @@ def passes_the_checks_of_scikit_learn(method: str) -> None:
     assert len(found) > 40
 
 
-def test_it_passes_the_checks_of_scikit_learn() -> None:
+def test_it_passes_the_checks_of_scikit_learn(few_folds: None) -> None:
     passes_the_checks_of_scikit_learn("ours")
 
 
 @pytest.mark.slow
-def test_a_method_that_trains_passes_the_checks_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimator, "FOLDS_OF_FEW", 5)  # for minutes in place of a quarter of an hour
+def test_a_method_that_trains_passes_the_checks_of_scikit_learn(few_folds: None) -> None:
     passes_the_checks_of_scikit_learn("ddpm")
 
 
@@ -46,7 +51,7 @@ def test_scores_are_those_of_the_table_with_their_sign_turned() -> None:
     np.testing.assert_array_equal(detector.score_samples(test), -detect("ours", train, test).scores)
 
 
-def test_folds_and_networks_are_drawn_by_random_state() -> None:
+def test_folds_and_networks_are_drawn_by_random_state(few_folds: None) -> None:
     first, again, other = (DiffusionDetector("dte_c", random_state=seed).fit(normals(12)) for seed in (0, 0, 1))
     rows = normals(9, 1)
     np.testing.assert_array_equal(first.scores_, again.scores_)
@@ -74,7 +79,7 @@ def test_new_normals_are_called_anomalous_as_often_as_asked(false_alarms: float)
     assert hits > 0.9
 
 
-def test_a_network_s_threshold_is_of_normals_that_it_has_not_seen() -> None:
+def test_a_network_s_threshold_is_of_normals_that_it_has_not_seen(few_folds: None) -> None:
     flagged, hits = shares_flagged("dte_c", 0.1)
     assert flagged < 0.16 and hits > 0.9
 
