@@ -75,15 +75,16 @@ class Log:
 
 
 def _drop_after(lines: BinaryIO, step: int) -> None:
-    """Cuts the log off before its first line of a later step, or one that a run which was killed only began to write."""
+    """Cuts the log off before its first line of a later step, and what no line follows that a killed run began to write."""
     lines.seek(0)
-    kept = 0
+    kept = read = 0
     for line in lines:
+        read += len(line)
         try:
-            later = json.loads(line)["step"] > step
+            if json.loads(line)["step"] > step:
+                break
         except (ValueError, KeyError, TypeError):
-            break
-        if later or not line.endswith(b"\n"):
-            break
-        kept += len(line)
+            continue
+        if line.endswith(b"\n"):
+            kept = read
     lines.truncate(kept)

@@ -76,14 +76,16 @@ def chain(betas: np.ndarray) -> Process:
     return Process(log_snr)
 
 
-def linear(num_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> Process:
-    """The chain of `linear_betas` (Ho et al. 2020, section 4), whose ends are those of 1,000 steps.
+def linear(num_steps: int = 1000, beta_min: float | None = None, beta_max: float | None = None) -> Process:
+    """The chain of `linear_betas` (Ho et al. 2020, section 4).
 
-    With another number of steps betas are 1000 / num_steps as large, at most 0.999, so that it ends with about as much noise,
-    as in the published code of Nichol & Dhariwal 2021.
+    beta_min, beta_max: by default those of 1,000 steps, 1e-4 and 0.02, times 1000 / num_steps, at most 0.999, so that every
+    chain ends with about as much noise, as in the published code of Nichol & Dhariwal 2021.
     """
-    scale = 1000 / num_steps
-    return chain(np.minimum(linear_betas(num_steps, scale * beta_min, scale * beta_max), 0.999))
+    ends = (
+        min(end * 1000 / num_steps, 0.999) if own is None else own for own, end in ((beta_min, 1e-4), (beta_max, 0.02))
+    )
+    return chain(linear_betas(num_steps, *ends))
 
 
 def cosine(num_steps: int = 1000, offset: float = 0.008) -> Process:

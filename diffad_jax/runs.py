@@ -101,7 +101,9 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
     trains; `loop.fit` raises the rest.
     """
     workdir, writes = Path(workdir), jax.process_index() == 0
-    distributed.check_alike({**flatten(as_json(config)), "its training rows": fingerprint(dataset.train)})
+    with distributed.together():
+        told = fingerprint(dataset.train)
+    distributed.check_alike({**flatten(as_json(config)), "its training rows": told})
     with distributed.together():
         finished = writes and _finished(config, dataset, workdir)
     if distributed.exchange("finished" if finished else "")[0]:
@@ -122,12 +124,12 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
     with ExitStack() as until_the_end:
         with distributed.together():
             if writes:
-                save_config(workdir, config)
                 until_the_end.enter_context(alone(workdir))
+                save_config(workdir, config)
                 make_folder(workdir / "checkpoints")  # now, not when the first is to be saved
                 if not any_in(workdir / "checkpoints"):
                     (workdir / "data.json").unlink(missing_ok=True)  # Nothing of these data was learnt yet.
-                save_data(workdir, dataset)
+                save_data(workdir, dataset, told)
         rows = transform.view(dataset.train)
         fitted = fit(
             plan.step,
@@ -153,9 +155,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
         counts = {"n_train": len(parts.learnt), "n_held_out": len(parts.held_out)}
         facts = {**counts, "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
         if writes:
-            Statistics(transform, *judged, facts, dataset.name, fingerprint(dataset.train), dataset.columns).save(
-                workdir
-            )
+            Statistics(transform, *judged, facts, dataset.name, told, dataset.columns).save(workdir)
 
 
 def _warn(name: str, parts: Parts, fsdp: int, parallel: Parallel, state: TrainState) -> None:

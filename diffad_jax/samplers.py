@@ -87,7 +87,7 @@ def karras(
 
 
 Grid = Callable[[Process, int, float | Array], Array]
-"""(process, num_steps, start) -> num_steps + 1 times from start down to 0."""
+"""(process, num_steps, start) -> num_steps + 1 times from start, or later where noise says no more, down to 0."""
 GRIDS: dict[str, Grid] = {
     "uniform": lambda process, num_steps, start: uniform(num_steps, start),
     "quadratic": lambda process, num_steps, start: quadratic(num_steps, start),

@@ -132,8 +132,8 @@ def reconstruct(
     grid: str = "uniform",
 ) -> tuple[Array, Array]:
     """Noises x_0 to time t and denoises it over num_steps of a `samplers.GRIDS`: (x_t, reconstruction), both like x_0."""
-    x_t = diffuse(process, x_0, t, gaussian(fold_in(key, 0), x_0))
     times = samplers.GRIDS[grid](process, num_steps, t).astype(x_0.dtype)
+    x_t = diffuse(process, x_0, times[0], gaussian(fold_in(key, 0), x_0))
     return x_t, samplers.sample(sampler, denoise, x_t, times, fold_in(key, 1))
 
 

@@ -1,6 +1,5 @@
 """The files of a run's directory: config.json, data.json, statistics.npz, metrics.json. Each appears whole or not at all."""
 
-import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,10 +70,13 @@ def _identity(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in {**DEFAULTS, **flat}.items() if not key.startswith(LAYOUT)}
 
 
-def save_data(workdir: Path, dataset: Dataset) -> None:
-    """Writes data.json, what tells the rows that are learnt, and refuses a directory whose run began on others."""
-    rows = {"name": dataset.name, "columns": list(dataset.columns), "rows": fingerprint(dataset.train)}
-    claim(workdir / "data.json", rows, "data", "work directory")
+def save_data(workdir: Path, dataset: Dataset, rows: str) -> None:
+    """Writes data.json, what tells the rows that are learnt, and refuses a directory whose run began on others.
+
+    rows: the `fingerprint` of dataset.train.
+    """
+    told = {"name": dataset.name, "columns": list(dataset.columns), "rows": rows}
+    claim(workdir / "data.json", told, "data", "work directory")
 
 
 def claim(
@@ -120,10 +122,17 @@ def alone(workdir: Path) -> Iterator[None]:
 
     Raises InputError where one trains there. Where the disk knows no locks, nothing is kept.
     """
-    with (workdir / ".lock").open("w") as lock:
+    import fcntl  # here: Windows has none
+
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"{workdir}: cannot be a work directory ({error.strerror})") from error
+    with lock:
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise InputError(
                 f"{workdir}: another process trains here: wait for its end, choose another workdir, or, where a machine died "
                 "with it, delete .lock"

@@ -6,6 +6,7 @@ stopped by SIGTERM or SIGINT, while training with its state saved: the same comm
 
 import argparse
 import gc
+import io
 import os
 import re
 import sys
@@ -80,7 +81,8 @@ def run(main: Callable[[list[str]], None]) -> None:
                 _fail(f"--{name}: found '', allowed is a value")
         gc.freeze()
         gc.enable()
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(sys.stdout, io.TextIOWrapper):  # it may be closed
+            sys.stdout.reconfigure(errors="backslashreplace")
         use_compilation_cache()
         # Orbax tells of every save at level info.
         logging.set_verbosity(logging.WARNING)

@@ -387,6 +387,12 @@ def test_train_refuses(problem: str, tiny: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_command_whose_output_is_closed_is_told_of_its_mistake_all_the_same() -> None:
+    wrong = [sys.executable, "-m", "experiments.evaluate", "--workdir=nowhere"]
+    ended = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *wrong], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.startswith("error: --workdir: nowhere"), ended
+
+
 def test_help_and_a_mistyped_flag_name_all_flags_of_a_command(tmp_path: Path) -> None:
     found = command("experiments.train", "--help", output=tmp_path)
     names = "config", "workdir", "coordinator", "num_processes", "process_id"

@@ -468,6 +468,13 @@ def test_a_log_goes_on_after_the_step_that_was_restored(tmp_path: Path, rest: st
     assert [event.step for event in events if event.summary.value] == [10]
 
 
+def test_a_damaged_line_in_the_midst_of_a_log_costs_no_other(tmp_path: Path) -> None:
+    kept = '{"step": 5}\n\0\0\n{"step": 6}\n'
+    (tmp_path / "log.jsonl").write_text(kept + '{"step": 20}\n')
+    with Log(tmp_path, first=10):
+        assert (tmp_path / "log.jsonl").read_text() == kept
+
+
 def records(file: Path) -> Iterator[bytes]:
     """Those of a TFRecord file: each between its length, with a checksum, and a checksum of its own."""
     content = file.read_bytes()

@@ -433,6 +433,11 @@ def test_processes_that_cannot_be_joined_are_refused(arguments: dict[str, str | 
         distributed.join(**arguments)  # type: ignore[arg-type]
 
 
+def test_a_file_that_may_not_be_read_is_bad_input() -> None:
+    with pytest.raises(InputError, match="^rows.npz: Permission denied$"), distributed.together():
+        raise PermissionError(13, "Permission denied", "rows.npz")
+
+
 def test_a_port_that_another_program_holds_is_refused() -> None:
     with socket.create_server(("127.0.0.1", free_port())) as server:
         port = server.getsockname()[1]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffad_jax import detector, runs, settings, workdir
 from diffad_jax.data import transforms
-from diffad_jax.data.dataset import Dataset
+from diffad_jax.data.dataset import Dataset, fingerprint
 from diffad_jax.data.pipeline import Batches, Pipeline, batch_rows, read_ahead
 from diffad_jax.errors import InputError
 from diffad_jax.training import Params
@@ -357,6 +357,8 @@ def test_a_directory_in_which_nothing_was_learnt_takes_other_data(tmp_path: Path
     config, rows = tiny.get_config("vectors"), np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     config.training.num_steps = 2
     labels = np.repeat([0, 1], 20)
-    workdir.save_data(tmp_path, Dataset("begun", rows[:30], rows, labels))  # and killed before its first checkpoint
+    workdir.save_data(
+        tmp_path, Dataset("begun", rows[:30], rows, labels), fingerprint(rows[:30])
+    )  # and killed before its first checkpoint
     runs.train(config, Dataset("right", rows, rows, labels), tmp_path, progress=False)
     assert Statistics.load(tmp_path).dataset == "right"

@@ -113,8 +113,11 @@ def fingerprint(rows: Rows) -> str:
 
 
 def _size(file: Any) -> int | None:
-    """The bytes of a file, None where there is none."""
-    return file.stat().st_size if isinstance(file, Path) and file.exists() else None
+    """The bytes of a file, None where it cannot be told."""
+    try:
+        return file.stat().st_size if isinstance(file, Path) else None
+    except OSError:
+        return None
 
 
 def checked(X: ArrayLike, y: ArrayLike, source: str, normals_alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
