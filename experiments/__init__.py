@@ -20,6 +20,8 @@ def _restart_with_large_pages() -> None:
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    if sys.stdout:  # it may be closed
+        sys.stdout.flush()
     os._exit(128 + number)
 
 
