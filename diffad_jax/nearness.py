@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffad_jax import neighbours
+from diffad_jax import densities, neighbours
 
 SIDE = 32  # pixels
 MOST_VALUES, MOST_ROWS = 2**24, 2**15  # of a bank: 64 MiB, and 32 MiB of distances for a batch of 256, in each view
@@ -83,19 +83,23 @@ def views_of(deviations: np.ndarray | None, width: int) -> np.ndarray:
 
 
 def bandwidths(bank: np.ndarray, count: int = BANDWIDTH_NEIGHBOURS, clip: float = MAX_UNIT_RATIO) -> np.ndarray:
-    """h_i = sqrt(mean of the k smallest |x_i - x_j|^2, j != i), within [m / c, c m], m the median of those above 0: [N].
+    """h_i = sqrt(mean of the k smallest |x_i - x_j|^2, j != i), within [m / c, c m] of the row's group: [N].
 
-    k: `count`, c: `clip` >= 1; c = 1 gives all rows one unit. Units without bounds would hide how sparse a region is,
-    which is what tells anomalies in tables, whose densities differ by orders of magnitude: most of their units lie beyond
-    c = 1.3, of those of embeddings about a tenth. Where all rows are copies of others, or there is one row alone, no scale is
-    known, and m = 1.
+    k: `count`, c: `clip` >= 1; c = 1 gives the rows of a group one unit. m: the median of the h_i > 0 of a group of about one
+    density (`densities.groups`). Units without bounds would hide how sparse a region is, which is what tells anomalies in
+    tables, whose densities differ by orders of magnitude, but without gaps: most of their units lie beyond c = 1.3, of those
+    of embeddings about a tenth. Where all rows are copies of others, or there is one row alone, no scale is known, and m = 1.
     """
     if len(bank) == 1:
         return np.ones(1)
     k = min(count, len(bank) - 1)
     # A row's nearest is itself, or a copy at the same distance 0.
-    h = np.sqrt(np.square(neighbours.knn_distances(bank, bank, k + 1)[:, 1:], dtype=np.float64).mean(axis=1))
-    m = np.median(h[h > 0]) if (h > 0).any() else 1.0
+    found, places = neighbours.knn(bank, bank, k + 1)
+    h = np.sqrt(np.square(found[:, 1:], dtype=np.float64).mean(axis=1))
+    m, group = np.ones(len(h)), densities.groups(h, places, clip)
+    for one in range(1 + group.max()):
+        own = h[(group == one) & (h > 0)]
+        m[group == one] = np.median(own) if len(own) else 1
     return np.clip(h, m / clip, clip * m)
 
 
@@ -147,7 +151,7 @@ def distances(near: Near, x: Array, terms: float = TERMS) -> Array:
 
     def mean_distance(weights: Array, units: Array) -> Array:
         rows, seen = (near.bank - middle) * weights, signatures * weights
-        found = _copies_at_0(neighbours.nearest(seen - middle * weights, rows, units, k), seen, units)
+        found = _copies_at_0(neighbours.nearest(seen - middle * weights, rows, units, k)[0], seen, units)
         count = jnp.minimum(k, jnp.isfinite(units).sum())
         return jnp.where(jnp.arange(k) < count, found, 0).sum(axis=1) / count
 

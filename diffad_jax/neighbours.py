@@ -15,8 +15,8 @@ AMID = 64  # rows of a bank, about, whose median is found for every batch
 CANDIDATES = 16  # a row whose quick distances are noise is likely among so many
 
 
-def knn_distances(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | None = None) -> np.ndarray:
-    """The k smallest |x - x_i| / h_i over the rows x_i of the bank, ascending: [M, D], [N, D] -> float32 [M, k].
+def knn(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The k smallest |x - x_i| / h_i over the rows x_i of the bank, ascending, and i: [M, D], [N, D] -> 2 times [M, k].
 
     units: h [N], 1 if None. Rows pass in batches, and the bank is filled up to a shared shape, so that memory is bounded
     and sets of one width share a compilation.
@@ -27,12 +27,19 @@ def knn_distances(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | N
     middle = middle_of(bank)
     bank = bank - middle
     rows, scale = filled(bank, np.ones(len(bank)) if units is None else units)
-    found = [np.zeros((0, k), np.float32)]
+    distances, places = [np.zeros((0, k), np.float32)], [np.zeros((0, k), np.int32)]
     for start in range(0, len(x), BATCH):
         batch = x[start : start + BATCH] - middle
         padded = np.pad(batch, ((0, BATCH - len(batch)), (0, 0)))
-        found.append(np.asarray(nearest(jnp.asarray(padded, jnp.float32), rows, scale, k))[: len(batch)])
-    return np.concatenate(found)
+        found, among = nearest(jnp.asarray(padded, jnp.float32), rows, scale, k)
+        distances.append(np.asarray(found)[: len(batch)])
+        places.append(np.asarray(among)[: len(batch)])
+    return np.concatenate(distances), np.concatenate(places)
+
+
+def knn_distances(x: np.ndarray, bank: np.ndarray, k: int, units: np.ndarray | None = None) -> np.ndarray:
+    """The distances of `knn`: float32 [M, k]."""
+    return knn(x, bank, k, units)[0]
 
 
 def middle_of(bank: Any) -> Any:
@@ -61,8 +68,8 @@ def filled(bank: Any, units: Any) -> tuple[Array, Array]:
 
 
 @partial(jax.jit, static_argnames="k")
-def nearest(x: Array, bank: Array, units: Array, k: int) -> Array:
-    """The k smallest |x - x_i| / h_i, ascending: [B, D], [N, D], [N] -> [B, k], k <= N.
+def nearest(x: Array, bank: Array, units: Array, k: int) -> tuple[Array, Array]:
+    """The k smallest |x - x_i| / h_i, ascending, and i: [B, D], [N, D], [N] -> 2 times [B, k], k <= N.
 
     units: h > 0. A row of infinite unit does not count: its distance is infinite.
     Candidates by |x|^2 - 2 x.y + |y|^2, which loses digits to cancellation, then their distances by differences. What is
@@ -73,4 +80,6 @@ def nearest(x: Array, bank: Array, units: Array, k: int) -> Array:
     square = (x**2).sum(1)[:, None] - 2 * jnp.dot(x, bank.T, precision="highest") + (bank**2).sum(1)
     _, candidates = jax.lax.top_k(-(square * inverse**2 + absent), min(max(k, CANDIDATES), len(bank)))
     exact = ((x[:, None] - bank[candidates]) ** 2).sum(axis=-1)
-    return jnp.sort(jnp.sqrt(exact) * inverse[candidates] + absent[candidates], axis=1)[:, :k]
+    distances = jnp.sqrt(exact) * inverse[candidates] + absent[candidates]
+    distances, places = jax.lax.sort((distances, candidates), num_keys=1)
+    return distances[:, :k], places[:, :k]

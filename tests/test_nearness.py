@@ -115,10 +115,13 @@ def test_the_rounding_of_equal_distances_is_no_deviation() -> None:
 
 
 def test_units_are_those_of_the_neighbourhood_within_bounds() -> None:
-    bank = np.concatenate([RNG.normal(size=(60, 3)), 20 + 3 * RNG.normal(size=(60, 3))]).astype(np.float32)
-    h = np.sqrt((brute_nearest(bank, bank, 4)[:, 1:] ** 2).mean(axis=1))
-    m = np.median(h)
-    assert_allclose(nearness.bandwidths(bank, 3, clip=2.0), np.clip(h, m / 2, 2 * m), rtol=1e-4)
+    bank = (RNG.normal(size=(120, 3)) * np.exp(0.6 * RNG.normal(size=(120, 1)))).astype(np.float32)
+    groups = np.concatenate([bank, 200 + 30 * bank])
+    for rows in (bank, groups):
+        h = np.sqrt((brute_nearest(rows, rows, 4)[:, 1:] ** 2).mean(axis=1))
+        m = np.repeat(np.median(h.reshape(-1, 120), axis=1), 120)
+        assert_allclose(nearness.bandwidths(rows, 3, clip=1.5), np.clip(h, m / 1.5, 1.5 * m), rtol=1e-4)
+        assert (h < m / 1.5).any() and (h > 1.5 * m).any(), "both bounds count"
     assert len(set(nearness.bandwidths(np.ones((10, 3), np.float32)))) == 1
     mostly = np.concatenate([np.zeros((30, 2)), RNG.normal(size=(9, 2))]).astype(np.float32)
     h = nearness.bandwidths(mostly)
@@ -214,13 +217,14 @@ def test_a_run_scores_vectors_by_their_nearest_normals(tmp_path: Path, monkeypat
 
     dataset = one_class_split(draw(300), np.zeros(300, int), "rows", normals_alone=True)
     config = tiny.get_config("rows")
-    config.training.validation_rows, config.scoring.combination = 0.2, "nearest"
+    config.training.validation_rows, config.scoring.combination = 0.5, "nearest"
+    config.scoring.calibration_rows = 150
     config.transform = {"name": "whiten"}
     runs.train(config, dataset, tmp_path / "all", progress=False)
     trained = detector.load(tmp_path / "all")
     transform, new = trained.statistics.transform, RNG.normal(size=(200, 5)).astype(np.float32) * 4
-    bank, chosen = transform.apply(dataset.train[:]), evenly_spaced(300, 60)
-    near, found = nearness.remember(bank, bank[chosen], np.ones(60, bool), (5,), transform.deviations)
+    bank, chosen = transform.apply(dataset.train[:]), evenly_spaced(300, 150)
+    near, found = nearness.remember(bank, bank[chosen], np.ones(150, bool), (5,), transform.deviations)
     assert near.weights.shape == (2, 5)
     assert_allclose(trained.score(new), nearness.distances(near, jnp.asarray(transform.apply(new))), atol=1e-3)
     assert_allclose(trained.statistics.normal_scores, np.sort(found), atol=1e-3)
@@ -229,7 +233,7 @@ def test_a_run_scores_vectors_by_their_nearest_normals(tmp_path: Path, monkeypat
     runs.train(config, dataset, tmp_path / "thinned", progress=False)
     kept = evenly_spaced(300, 100)
     members = np.isin(chosen, kept)
-    assert 0 < members.sum() < 60
+    assert 0 < members.sum() < 150
     _, found = nearness.remember(bank[kept], bank[chosen], members, (5,), transform.deviations)
     assert_allclose(detector.load(tmp_path / "thinned").statistics.normal_scores, np.sort(found), atol=1e-3)
     assert (trained.score(draw(2000)) > trained.statistics.threshold).mean() == pytest.approx(0.05, abs=0.04)

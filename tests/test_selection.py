@@ -10,6 +10,7 @@ from processes import command
 from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
 
+from diffad_jax import densities
 from diffad_jax.data import transforms
 from diffad_jax.pseudo import pseudo_anomalies
 
@@ -50,8 +51,11 @@ def brute_scores(normals: np.ndarray, rows: np.ndarray, settings: dict[str, floa
     for weights in (np.ones(len(deviations)), deviations)[: int(settings["views"])]:
         bank, x = (transform.apply(some).astype(float) * weights for some in (normals, rows))
         near, far = int(settings["bandwidth_neighbours"]), round(min(max(settings["terms"] / bank.shape[1], 3), 10))
-        h = np.sqrt((NearestNeighbors(n_neighbors=near).fit(bank).kneighbors()[0] ** 2).mean(axis=1))
-        h = np.clip(h, np.median(h) / settings["clip"], np.median(h) * settings["clip"])
+        distances, places = NearestNeighbors(n_neighbors=near + 1).fit(bank).kneighbors(bank)
+        h = np.sqrt((distances[:, 1:] ** 2).mean(axis=1))
+        group = densities.groups(h, places, settings["clip"])
+        m = np.array([np.median(h[group == one]) for one in range(group.max() + 1)])[group]
+        h = np.clip(h, m / settings["clip"], m * settings["clip"])
         found, own = (np.linalg.norm(some[:, None] - bank, axis=-1) / h for some in (x, bank))
         np.fill_diagonal(own, np.inf)
         logs, usual = (np.log(np.sort(d, axis=1)[:, :far].mean(axis=1)) for d in (found, own))
