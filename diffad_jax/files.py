@@ -5,7 +5,8 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ def slug(name: str) -> str:
     return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
-def make_folder(path: Path) -> None:
-    """Makes a folder, or finds it; raises InputError where it cannot be one that is written to."""
+@contextmanager
+def folder(path: Path, kind: str = "folder") -> Iterator[None]:
+    """Makes a folder, or finds it, for what is read and written there inside the `with`.
+
+    Raises InputError, which calls it a `kind`, where it or a file in it cannot be made, read or written.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise InputError(f"{path}: cannot be a folder ({error.strerror})") from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: cannot be written to")
+        raise InputError(f"{path}: cannot be a {kind} ({error.strerror})") from error
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

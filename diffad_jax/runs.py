@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Chosen, Dataset, evenly_spaced, fingerprint
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import MEMORY, fit_judge
-from diffad_jax.files import make_folder
+from diffad_jax.files import folder
 from diffad_jax.loop import TrainStep, fit
 from diffad_jax.memory import check_enough, local_statistics
 from diffad_jax.noise import keys_for
@@ -126,7 +127,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
             if writes:
                 until_the_end.enter_context(alone(workdir))
                 save_config(workdir, config)
-                make_folder(workdir / "checkpoints")  # now, not when the first is to be saved
+                with folder(workdir / "checkpoints"):
+                    TemporaryFile(dir=workdir / "checkpoints").close()  # raises now, not when the first is to be saved
                 if not any_in(workdir / "checkpoints"):
                     (workdir / "data.json").unlink(missing_ok=True)  # Nothing of these data was learnt yet.
                 save_data(workdir, dataset, told)

@@ -18,7 +18,7 @@ from diffad_jax.data.npz import read_arrays
 from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
-from diffad_jax.files import read_json, save_json, save_npz
+from diffad_jax.files import folder, read_json, save_json, save_npz
 from diffad_jax.memory import Memory
 from diffad_jax.nearness import NOT_ASKED, Near
 from diffad_jax.settings import Scoring
@@ -92,28 +92,20 @@ def claim(
     that shows it, as classes may be given either way.
     Raises InputError where another value holds it, naming the differing keys, and where it cannot be a `directory`.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be a {directory} ({error.strerror})") from error
-    if path.exists():
+    with folder(path.parent, directory):
+        if not path.exists():
+            save_json(path, value)
+        path.open("r+b").close()  # Raises where nothing can be written.
         there, asked = (identity(flatten(held, name)) for held in (read_json(path), value))
 
-        def differs(key: str) -> bool:
-            held, wanted = there.get(key), asked.get(key)
-            return held != wanted and str(held) != str(wanted)
+    def differs(key: str) -> bool:
+        held, wanted = there.get(key), asked.get(key)
+        return held != wanted and str(held) != str(wanted)
 
-        differing = sorted(filter(differs, there.keys() | asked.keys()))
-        if differing:
-            shown = ", ".join(f"{key} ({there.get(key)!r} there, {asked.get(key)!r} asked)" for key in differing)
-            raise InputError(f"{path}: holds another run's {name}, differing in {shown}; choose another {directory}")
-    try:
-        if path.exists():
-            path.open("r+b").close()  # Raises where nothing can be written.
-        else:
-            save_json(path, value)
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be a {directory} ({error.strerror})") from error
+    differing = sorted(filter(differs, there.keys() | asked.keys()))
+    if differing:
+        shown = ", ".join(f"{key} ({there.get(key)!r} there, {asked.get(key)!r} asked)" for key in differing)
+        raise InputError(f"{path}: holds another run's {name}, differing in {shown}; choose another {directory}")
 
 
 @contextmanager
@@ -124,11 +116,8 @@ def alone(workdir: Path) -> Iterator[None]:
     """
     import fcntl  # here: Windows has none
 
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
+    with folder(workdir, "work directory"):
         lock = (workdir / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"{workdir}: cannot be a work directory ({error.strerror})") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
