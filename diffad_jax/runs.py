@@ -1,5 +1,6 @@
 """A run: one config, one training set, one work directory. The story of training; `detector` uses what it leaves."""
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -152,6 +153,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
             else None,
             progress=dataset.name if progress and writes else None,
         )
+        if progress and writes:
+            print(f"{dataset.name}: scoring {len(parts.calibrating)} normals, by which others are judged", file=sys.stderr)
         how = scoring.combination, config.seed, scoring.batch_size
         judged = fit_judge(plan.system, fitted.state.ema, rows, parts.calibrating, *how, transform.deviations)
         counts = {"n_train": len(parts.learnt), "n_held_out": len(parts.held_out)}
