@@ -154,7 +154,9 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
             progress=dataset.name if progress and writes else None,
         )
         if progress and writes:
-            print(f"{dataset.name}: scoring {len(parts.calibrating)} normals, by which others are judged", file=sys.stderr)
+            print(
+                f"{dataset.name}: scoring {len(parts.calibrating)} normals, by which others are judged", file=sys.stderr
+            )
         how = scoring.combination, config.seed, scoring.batch_size
         judged = fit_judge(plan.system, fitted.state.ema, rows, parts.calibrating, *how, transform.deviations)
         counts = {"n_train": len(parts.learnt), "n_held_out": len(parts.held_out)}
