@@ -150,7 +150,8 @@ def fit(
                     save(with_loss=False)
                     raise Stopped(metrics_reader.stop, step)
         if settings.keep == "best":
-            state = checkpoints.restore(state, best=True) or state
+            del state  # which the best one takes the place of, on devices that may have no room for both
+            state = checkpoints.restore(like, best=True)
     # One that came after the last dispatch, when all that the loop was to save is on the disk.
     if stop := int(signals.anywhere()):
         raise Stopped(stop, step)

@@ -116,8 +116,7 @@ def read(memory: Memory, maps: Array) -> tuple[Array, Array]:
             "delete it and repeat the run's experiments.train command"
         )
     ratios = nearest(memory, statistics) / memory.unit
-    shape = (maps.shape[1], *maps.shape[2:])
-    return _of_picture(ratios), jax.image.resize(ratios - 1, shape, "linear")
+    return _of_picture(ratios), jax.image.resize(ratios - 1, maps.shape[1:], "linear")
 
 
 def nearest(memory: Memory, statistics: Array) -> Array:

@@ -151,7 +151,8 @@ def distances(near: Near, x: Array, terms: float = TERMS) -> Array:
 
     def mean_distance(weights: Array, units: Array) -> Array:
         rows, seen = (near.bank - middle) * weights, signatures * weights
-        found = _copies_at_0(neighbours.nearest(seen - middle * weights, rows, units, k)[0], seen, units)
+        found, places = neighbours.nearest(seen - middle * weights, rows, units, k)
+        found = _copies_at_0(found, places, seen, units)
         count = jnp.minimum(k, jnp.isfinite(units).sum())
         return jnp.where(jnp.arange(k) < count, found, 0).sum(axis=1) / count
 
@@ -169,8 +170,8 @@ def _among(bank: np.ndarray, units: np.ndarray, signatures: np.ndarray, members:
 
     Exactly 0 for what the bank holds k times besides, and for the only one.
     """
-    found = neighbours.knn_distances(signatures, bank, min(count + 1, len(bank)), units)
-    found = _copies_at_0(found, signatures, units)
+    found, places = neighbours.knn(signatures, bank, min(count + 1, len(bank)), units)
+    found = _copies_at_0(found, places, signatures, units)
     others = found[:, 1:] if len(bank) > 1 else found
     return np.where(members, others.mean(axis=1), found[:, :count].mean(axis=1))
 
@@ -189,10 +190,11 @@ def _usual(found: np.ndarray) -> np.ndarray:
 # These two take arrays of NumPy and of JAX: JAX would compile each operation anew for every number of rows that is kept.
 
 
-def _copies_at_0(found: Any, signatures: Any, units: Any) -> Any:
-    """The distances found [N, k], those that rounding alone makes of copies as 0."""
+def _copies_at_0(found: Any, places: Any, signatures: Any, units: Any) -> Any:
+    """The distances found [N, k] from the rows at `places`, those that rounding alone makes of copies as 0."""
     xp = found.__array_namespace__()
-    return xp.where(found <= COPY * xp.linalg.norm(signatures, axis=1, keepdims=True) / units.min(), 0, found)
+    rounding = COPY * xp.linalg.norm(signatures, axis=1, keepdims=True) / units[places]
+    return xp.where(found <= rounding, 0, found)
 
 
 def _farthest(found: Any, usual: Any) -> Any:

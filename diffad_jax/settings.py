@@ -61,7 +61,7 @@ def training_of(config: ConfigDict) -> Training:
 def scoring_of(config: ConfigDict) -> Scoring:
     """config.scoring; raises InputError, naming the key, on what it may not hold."""
     scoring: Scoring = call("scoring", Scoring, config.scoring)
-    data_mesh(scoring.batch_size, key="config.scoring.batch_size")  # raises where the processes cannot share it
+    _mesh(scoring.batch_size, key="config.scoring.batch_size")  # raises where the processes cannot share it
     check_choice("config.scoring.combination", scoring.combination, (*COMBINATIONS, MEMORY))
     return scoring
 
@@ -84,12 +84,13 @@ def fsdp_of(config: ConfigDict) -> int:
     return size.fsdp
 
 
-def _mesh(batch_size: int, fsdp: int = 1) -> Mesh:
+def _mesh(batch_size: int, fsdp: int = 1, key: str = "config.training.batch_size") -> Mesh:
     """`data_mesh`, with a warning where it leaves devices idle."""
-    mesh = data_mesh(batch_size, fsdp)
+    mesh = data_mesh(batch_size, fsdp, key=key)
     if mesh.size < (there := jax.device_count()):
         logging.warning(
-            "config.training.batch_size: %d rows are split over %d of %d devices, multiples of %d over all",
+            "%s: %d rows are split over %d of %d devices, multiples of %d over all",
+            key,
             batch_size,
             mesh.size,
             there,

@@ -29,19 +29,21 @@ LARGE = 2**16
 def data_mesh(
     batch_size: int, fsdp: int = 1, devices: Sequence[jax.Device] | None = None, key: str = "config.training.batch_size"
 ) -> Mesh:
-    """Devices [data, fsdp], of all by default: as many as divide batch_size, and all where there are several processes.
+    """Devices [data, fsdp], of all by default: the most that divide batch_size, and all where there are several processes.
 
     Devices of one process are neighbours along fsdp first, then along data. key: what the size is called in errors.
     Raises InputError where the devices do not fit.
     """
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
-    count = math.gcd(batch_size, len(devices))
-    if jax.process_count() > 1 and count < len(devices):
+    if jax.process_count() > 1 and batch_size % len(devices):
         raise InputError(
             f"{key}: found {batch_size}, allowed are multiples of the {len(devices)} devices of all processes"
         )
-    if count % fsdp:
-        raise InputError(f"config.mesh.fsdp: found {fsdp}, allowed are divisors of the {count} devices in use")
+    fitting = [count for count in range(1, len(devices) + 1) if batch_size % count == 0]
+    count = max((count for count in fitting if count % fsdp == 0), default=0)
+    if not count:
+        allowed = ", ".join(map(str, fitting))
+        raise InputError(f"config.mesh.fsdp: found {fsdp}, allowed with {batch_size} rows are divisors of {allowed}")
     return Mesh(np.asarray(devices[:count]).reshape(-1, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
 
 

@@ -367,6 +367,16 @@ def test_range_maps_the_stated_interval_to_minus_one_to_one(tmp_path: Path) -> N
         transforms.fit("range", images, low=0, high=1)
 
 
+@pytest.mark.parametrize("name", transforms.KINDS)
+def test_bytes_are_mapped_as_the_same_numbers_in_float64(name: str) -> None:
+    """In a precision of their own where it is no worse than float32's last bit."""
+    pictures = np.random.default_rng(5).integers(0, 256, (40, 4, 4, 3), np.uint8)
+    transform = transforms.fit(name, pictures, **({"low": 0, "high": 255} if name == "range" else {}))
+    found = transform.apply(pictures)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, transform.apply(pictures.astype(np.float64)), rtol=2e-7, atol=1e-7)
+
+
 @pytest.fixture
 def wide() -> np.ndarray:
     """Fewer rows than columns, scales 1 to 1000, correlated, one constant column."""

@@ -6,10 +6,12 @@ import os
 import resource
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,7 +26,7 @@ from jax import Array
 from processes import with_devices
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from diffad_jax import loop
+from diffad_jax import checkpoint, loop, sharding
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.data.dataset import Rows
 from diffad_jax.data.pipeline import Batches, Pipeline, batch_rows
@@ -32,6 +34,7 @@ from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.logs import Log
 from diffad_jax.loop import Diverged, Fitted, Stopped, TrainStep, _Signals, fit
 from diffad_jax.noise import gaussian
+from diffad_jax.sharding import by_jit, by_pmap, data_mesh, mean_over_devices
 from diffad_jax.training import Batch, Params, Training, TrainState, init_state, make_train_step
 
 B, D = 8, 4
@@ -122,6 +125,38 @@ def test_the_step_sees_the_stream_in_order(tmp_path: Path) -> None:
     for per_dispatch in (1, 3):
         state = run(tmp_path / str(per_dispatch), 5, remember, per_dispatch)
         np.testing.assert_allclose(state.params["b"], expected, rtol=1e-4)
+
+
+def test_metrics_are_read_while_the_next_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a step are asked for, which waits for it, once the step after it was started, but before a checkpoint."""
+    events: list[tuple[str, int]] = []
+
+    class Watched(float):
+        step: int
+
+        def __float__(self) -> float:
+            events.append(("read", self.step))
+            return 0.5
+
+    def make_dispatch(*arguments: Any) -> Any:
+        def dispatch(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Watched]]:
+            loss = Watched(0.5)
+            loss.step = sum(name == "started" for name, _ in events)
+            events.append(("started", loss.step))
+            return state, {"loss": loss}
+
+        return dispatch
+
+    monkeypatch.setattr(loop, "make_dispatch", make_dispatch)
+    fitted(tmp_path, 8, log_every=1, checkpoint_every=5)
+    expected = []
+    for step in range(8):
+        expected.append(("started", step))
+        if step % 5:  # Step 4 was read for its checkpoint already.
+            expected.append(("read", step - 1))
+        if step in (4, 7):
+            expected.append(("read", step))
+    assert events == expected
 
 
 # --- stopping and going on -------------------------------------------------------------------------------------------
@@ -249,14 +284,23 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, unbroken: tupl
     assert "params.w" not in str(refused.value) and saved(tmp_path) == {20, 30}
 
 
-def continued_on_all_devices(workdir: Path) -> tuple[int, TrainState]:
-    return jax.device_count(), jax.tree.map(np.asarray, run(workdir, 30))
+def continued(workdir: Path, num_steps: int, devices: int, fsdp: int, pmap: bool) -> tuple[set[int], TrainState]:
+    """On how many devices parts of the largest array lie, and the state."""
+    sharding.LARGE = 2
+    mesh = data_mesh(B, fsdp, jax.devices()[:devices])
+    train_step = make_train_step(regression, OPTIMIZER, B, mean_over_devices=mean_over_devices) if pmap else STEP
+    state = fitted(workdir, num_steps, train_step, parallel=by_pmap(mesh) if pmap else by_jit(mesh)).state
+    parts = {part.data.size for part in state.params["w"].addressable_shards}
+    return parts, jax.tree.map(np.asarray, state)
 
 
-def test_a_run_goes_on_with_another_number_of_devices(tmp_path: Path, unbroken: tuple[Path, TrainState]) -> None:
-    run(tmp_path, 12)
-    count, state = with_devices(8, continued_on_all_devices, tmp_path)
-    assert (jax.device_count(), count) == (1, 8)
+def test_a_run_goes_on_with_other_devices_split_otherwise(tmp_path: Path, unbroken: tuple[Path, TrainState]) -> None:
+    """From one device to 2 x 4, to one, to 2 x 2 of four, and to eight by pmap, at any step between checkpoints."""
+    run(tmp_path, 3)
+    ways = [(7, 8, 4, False, 4), (12, 1, 1, False, 16), (19, 4, 2, False, 8), (30, 8, 1, True, 16)]
+    for num_steps, devices, fsdp, pmap, size in ways:
+        parts, state = with_devices(8, continued, tmp_path, num_steps, devices, fsdp, pmap)
+        assert parts == {size}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state, unbroken[1])
 
 
@@ -357,6 +401,33 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
     assert_same(fitted(tmp_path / "best", 50, validate=loss_by_step({}), keep="best").state, best)
     shutil.rmtree(tmp_path / "best" / "checkpoints" / "20")
     assert_same(fitted(tmp_path / "best", 50, keep="best").state, run(tmp_path / "40", 40))
+
+
+def test_a_save_returns_before_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, waited = threading.Event(), []
+    options = partial(
+        ocp.CheckpointManagerOptions,
+        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: waited.append(go.wait(10))),
+    )
+    monkeypatch.setattr(ocp, "CheckpointManagerOptions", options)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, start())
+        assert not waited
+        go.set()
+    assert waited == [True]
+
+
+def test_a_device_sums_the_bits_that_numpy_sums() -> None:
+    for array in (
+        DATA,
+        np.arange(7),
+        np.array([True, False]),
+        jnp.arange(6, dtype=jnp.bfloat16),
+        np.float32([1, np.inf]),
+    ):
+        array = np.asarray(array, np.int32) if array.dtype == np.int64 else np.asarray(array)
+        found = checkpoint._of_part_on_device(jnp.asarray(array))
+        assert tuple(map(int, found)) == tuple(map(int, checkpoint._of_part(array)))
 
 
 def test_where_a_run_was_stopped_has_no_say_in_what_is_best(tmp_path: Path) -> None:

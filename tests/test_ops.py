@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from diffad_jax.compiler import piece
+from diffad_jax.models import attention as models_attention
 from diffad_jax.models import ops
 from diffad_jax.models.attention import attention, cudnn, splash, xla
 from diffad_jax.models.layers import GroupNorm
@@ -118,14 +119,22 @@ def test_cudnn_attention() -> None:
     agree(cudnn, xla, q, k, v, tolerance=3e-2)
 
 
-def test_platforms_get_their_own_attention() -> None:
-    def lowered(length: int, platform: str) -> str:
-        q = jax.ShapeDtypeStruct((2, length, 2, 64), jnp.bfloat16)
-        return jax.jit(attention).trace(q, q, q).lower(lowering_platforms=(platform,)).as_text()
+def test_platforms_get_their_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lowered(length: int, platform: str, dtype: Any = jnp.bfloat16, head_dim: int = 64) -> str:
+        q = jax.ShapeDtypeStruct((2, length, 2, head_dim), dtype)
+        return (
+            jax.jit(lambda q, k, v: attention(q, k, v)).trace(q, q, q).lower(lowering_platforms=(platform,)).as_text()
+        )
 
     assert "tpu_custom_call" in lowered(256, "tpu")
     assert "tpu_custom_call" not in lowered(250, "tpu")
     assert "custom_call" not in lowered(256, "cpu")
+    # As on a machine with a GPU, whose library is told by what stands in for it.
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(models_attention, "cudnn", lambda q, k, v: jnp.arctan2(q, v))
+    assert "atan2" in lowered(250, "cuda")
+    for otherwise in ({"platform": "cpu"}, {"dtype": jnp.float32}, {"head_dim": 60}, {"head_dim": 136}):
+        assert "atan2" not in lowered(**{"length": 250, "platform": "cuda", **otherwise})
 
 
 def test_a_piece_is_compiled_by_itself_on_cpu_alone() -> None:

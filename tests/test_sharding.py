@@ -14,11 +14,12 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from processes import with_devices
 
-from diffad_jax import runs, sharding
+from diffad_jax import models, runs, sharding
 from diffad_jax.assembly import System, assemble
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Dataset
@@ -91,6 +92,7 @@ def train_each_way() -> dict[str, tuple[Params, set[tuple[int, ...]]]]:
             by_jit(data_mesh(8)), per_dispatch=4, accumulate=2
         ),
         "jit, 2 x 4 devices": train_by(by_jit(data_mesh(8, fsdp=4))),
+        "pmap, 1 device": train_by(by_pmap(data_mesh(1)), mean_over_devices=mean_over_devices),
         "pmap, 8 devices": train_by(by_pmap(data_mesh(8)), mean_over_devices=mean_over_devices),
         "pmap, 8 devices, 4 steps a dispatch, 2 passes a step": train_by(
             by_pmap(data_mesh(8)), per_dispatch=4, accumulate=2, mean_over_devices=mean_over_devices
@@ -109,6 +111,7 @@ def each_way() -> dict[str, tuple[Params, set[tuple[int, ...]]]]:
         "jit, 8 devices",
         "jit, 8 devices, 4 steps a dispatch, 2 passes a step",
         "jit, 2 x 4 devices",
+        "pmap, 1 device",
         "pmap, 8 devices",
         "pmap, 8 devices, 4 steps a dispatch, 2 passes a step",
     ],
@@ -152,7 +155,7 @@ def placements() -> list[Any]:
     """By batch size and fsdp: the mesh, and the parts of a batch and of large and small arrays that a device holds."""
     result = []
     shapes = ((512, 128), (128, 512), (3, 512, 512), (512, 127), (513, 514, 3), (512,))
-    for batch_size, fsdp in ((16, 1), (6, 1), (5, 1), (16, 4), (8, 8)):
+    for batch_size, fsdp in ((16, 1), (6, 1), (5, 1), (11, 1), (16, 4), (18, 3), (8, 8)):
         mesh = data_mesh(batch_size, fsdp)
         batch = split(np.zeros((3, batch_size, 2)), mesh, axis=1)
         arrays = [batch, *shard([np.zeros(shape) for shape in shapes], mesh)]
@@ -165,9 +168,11 @@ def test_batches_are_split_over_all_devices_and_large_arrays_over_fsdp() -> None
     whole = ((512, 128), (128, 512), (3, 512, 512), (512, 127), (513, 514, 3), (512,))
     assert with_devices(8, placements) == [
         ((8, 1), (3, 2, 2), *whole),
-        ((2, 1), (3, 3, 2), *whole),
-        ((1, 1), (3, 5, 2), *whole),
+        ((6, 1), (3, 1, 2), *whole),
+        ((5, 1), (3, 1, 2), *whole),
+        ((1, 1), (3, 11, 2), *whole),
         ((2, 4), (3, 2, 2), (128, 128), (128, 128), (3, 128, 512), *whole[3:]),
+        ((2, 3), (3, 3, 2), *whole[:2], (1, 512, 512), (512, 127), (171, 514, 3), (512,)),
         ((1, 8), (3, 1, 2), (64, 128), (128, 64), (3, 64, 512), *whole[3:]),
     ]
 
@@ -178,7 +183,7 @@ def test_batches_are_split_over_all_devices_and_large_arrays_over_fsdp() -> None
         ("xmap", {}, 1, "config.parallel: found 'xmap'; did you mean 'pmap'? allowed are jit, pmap"),
         ("jit", {"fsdp": 0}, 1, "config.mesh.fsdp: found 0, allowed are numbers from 1"),
         ("jit", {"model": 2}, 1, "config.mesh.model: MeshSize takes no such argument; allowed are fsdp"),
-        ("jit", {"fsdp": 1024}, 1, "config.mesh.fsdp: found 1024, allowed are divisors of the"),
+        ("jit", {"fsdp": 1024}, 1, "config.mesh.fsdp: found 1024, allowed with 16 rows are divisors of 1"),
         ("pmap", {"fsdp": 2}, 1, "config.mesh.fsdp: found 2, allowed with config.parallel 'pmap' is 1"),
         ("pmap", {}, 32, "config.training.accumulate: found 32"),
     ],
@@ -196,6 +201,7 @@ def warnings_on_six_devices(workdir: Path) -> str:
     config, rows = tiny.get_config("vectors"), np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     config.mesh = {"fsdp": 3}
     config.training.update({"num_steps": 1, "batch_size": 9})
+    config.scoring.batch_size = 10
     runs.train(config, Dataset("rows", rows, rows[:0], np.zeros(0, int)), workdir, progress=False)
     return told.getvalue()
 
@@ -203,6 +209,7 @@ def warnings_on_six_devices(workdir: Path) -> str:
 def test_devices_that_idle_and_a_mesh_that_splits_nothing_are_told(tmp_path: Path) -> None:
     told = with_devices(6, warnings_on_six_devices, tmp_path)
     assert "config.training.batch_size: 9 rows are split over 3 of 6 devices, multiples of 6 over all" in told
+    assert "config.scoring.batch_size: 10 rows are split over 5 of 6 devices, multiples of 6 over all" in told
     assert "config.mesh.fsdp: 3 splits nothing: no array of 65536 numbers" in told
 
 
@@ -234,8 +241,8 @@ def scores(rows: np.ndarray, batch_size: int) -> np.ndarray:
     return replace(detector(), config=judged_by_fisher(batch_size)).score(rows)
 
 
-def device_count_and_scores(rows: np.ndarray, batch_size: int) -> tuple[int, np.ndarray]:
-    return data_mesh(batch_size).size, scores(rows, batch_size)
+def device_count_and_scores(counts: list[int]) -> tuple[int, list[np.ndarray]]:
+    return data_mesh(64).size, [scores(ROWS[:count], 64) for count in counts]
 
 
 @pytest.fixture(scope="module")
@@ -266,9 +273,11 @@ def test_the_batch_size_does_not_matter(together: np.ndarray, batch_size: int) -
 
 
 def test_the_number_of_devices_does_not_matter(together: np.ndarray) -> None:
-    count, on_two = with_devices(2, device_count_and_scores, ROWS, 64)
-    assert count == 2
-    assert_same(on_two, together)
+    counts = [1, 7, 64, 65, 150]
+    devices, on_eight = with_devices(8, device_count_and_scores, counts)
+    assert devices == 8
+    for count, found in zip(counts, on_eight, strict=True):
+        assert_same(found, together[:count])
 
 
 def test_sets_that_share_rows_are_scored_as_if_each_stood_alone(together: np.ndarray) -> None:
@@ -306,6 +315,20 @@ def splash_for_tpu() -> list[bool]:
 
 def test_splash_attention_is_split_over_the_chips_of_a_mesh() -> None:
     assert with_devices(8, splash_for_tpu) == [True, False, True]
+
+
+def by_rows_on_a_mesh() -> tuple[Array, Array]:
+    """Each device's rows by a kernel that stands in for the TPU's, and all rows at once."""
+    models.attention.splash = jax.nn.dot_product_attention
+    q, k, v = (np.random.default_rng(i).normal(size=(8, 6, 2, 4)).astype(np.float32) for i in range(3))
+    mesh = data_mesh(8)
+    by_rows = jax.jit(on(mesh, models.attention._splash_by_rows))(*(split(x, mesh) for x in (q, k, v)))
+    assert {part.data.shape for part in by_rows.addressable_shards} == {(1, 6, 2, 4)}
+    return jax.tree.map(np.asarray, (by_rows, models.attention.xla(q, k, v)))
+
+
+def test_attention_by_rows_on_a_mesh_is_that_of_all() -> None:
+    np.testing.assert_allclose(*with_devices(8, by_rows_on_a_mesh), rtol=1e-5, atol=1e-6)
 
 
 def refusal_by_pmap() -> str:

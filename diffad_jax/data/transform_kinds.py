@@ -25,8 +25,10 @@ FEWEST = 20  # rows: of fewer a usual one may hold that
 class Kind(NamedTuple):
     """fit: (train [N, ...], options) -> the arrays that are kept, whose names are `keeps`.
 
-    apply, invert: (arrays, rows [n, D] of float64) -> rows [n, D] in model range, and raw again; None where they cannot be
-    brought back. largest: arrays -> the largest raw value of a range that begins with 0, None where no such range is known.
+    apply, invert: (arrays, rows [n, D] of float64, of bytes of `of_bytes`) -> rows [n, D] in model range, and raw again; None
+    where they cannot be brought back. largest: arrays -> the largest raw value of a range that begins with 0, None where no
+    such range is known.
+    of_bytes: the precision for uint8: in float32 a range keeps up with what decodes pictures.
     """
 
     fit: Callable[..., Arrays]
@@ -34,6 +36,7 @@ class Kind(NamedTuple):
     apply: Callable[[Arrays, np.ndarray], np.ndarray]
     invert: Callable[[Arrays, np.ndarray], np.ndarray] | None
     largest: Callable[[Arrays], float | None] = lambda arrays: None
+    of_bytes: type[np.floating] = np.float64
 
 
 # --- range, standardise: (x - center) * scale ---------------------------------------------------------------------------
@@ -61,7 +64,8 @@ def _fit_standardise(train: Rows) -> Arrays:
 
 
 def _scaled(arrays: Arrays, rows: np.ndarray) -> np.ndarray:
-    return (rows - arrays["center"]) * arrays["scale"]
+    center, scale = (arrays[name].astype(rows.dtype) for name in ("center", "scale"))
+    return (rows - center) * scale
 
 
 def _unscaled(arrays: Arrays, rows: np.ndarray) -> np.ndarray:
@@ -181,7 +185,7 @@ def _unwhitened(arrays: Arrays, rows: np.ndarray) -> np.ndarray:
 
 
 KINDS = {
-    "range": Kind(_fit_range, ("center", "scale"), _scaled, _unscaled, _largest_of_range),
+    "range": Kind(_fit_range, ("center", "scale"), _scaled, _unscaled, _largest_of_range, np.float32),
     "contrast": Kind(_fit_contrast, ("floor",), _contrasted, None, _largest_of_contrast),
     "standardise": Kind(_fit_standardise, ("center", "scale"), _scaled, _unscaled),
     "whiten": Kind(_fit_whiten, ("center", "matrix", "deviation"), _whitened, _unwhitened),
@@ -191,9 +195,9 @@ KINDS = {
 # --- rows in chunks -----------------------------------------------------------------------------------------------------
 
 
-def as_rows(x: Rows, start: int, stop: int) -> np.ndarray:
-    """A chunk as float64 rows [n, D]."""
-    return x[start:stop].reshape(stop - start, -1).astype(np.float64)
+def as_rows(x: Rows, start: int, stop: int, dtype: type[np.floating] = np.float64) -> np.ndarray:
+    """A chunk as rows [n, D] of a precision."""
+    return x[start:stop].reshape(stop - start, -1).astype(dtype)
 
 
 def span(x: Rows) -> tuple[float, float]:

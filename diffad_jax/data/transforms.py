@@ -28,7 +28,7 @@ class Transform(NamedTuple):
         return self.arrays.get("deviation")
 
     def apply(self, x: Rows) -> np.ndarray:
-        """Map raw x [n, ...] to float32 [n, ...]; computed in float64, chunk by chunk in bounded memory.
+        """Map raw x [n, ...] to float32 [n, ...]; computed in float64 (bytes: `Kind.of_bytes`), chunk by chunk.
 
         A value beyond +-1e15, as a far anomaly's may be, becomes that, so that distances stay finite.
         Raises InputError as `check` does.
@@ -37,10 +37,12 @@ class Transform(NamedTuple):
         return self._of_checked(x)
 
     def _of_checked(self, x: Rows) -> np.ndarray:
-        result = np.empty(x.shape, np.float32)
+        kind, result, bytes_ = KINDS[self.name], np.empty(x.shape, np.float32), x.dtype == np.uint8
         for start, stop in chunks(x):
-            rows = KINDS[self.name].apply(self.arrays, as_rows(x, start, stop))
-            result[start:stop] = np.clip(rows, -LARGEST, LARGEST, out=rows).reshape(-1, *self.shape)
+            rows = kind.apply(self.arrays, as_rows(x, start, stop, kind.of_bytes if bytes_ else np.float64))
+            if not bytes_:  # which are too small to leave the range
+                np.clip(rows, -LARGEST, LARGEST, out=rows)
+            result[start:stop] = rows.reshape(-1, *self.shape)
         return result
 
     def check(self, x: Rows) -> None:
