@@ -18,12 +18,15 @@ opens in Perfetto or XProf.
 import importlib.util
 import json
 import math
+import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ from diffad_jax.loop import Fitted, fit
 from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.settings import parallel_of, pipeline_of, scoring_of
 from diffad_jax.sharding import make_state
+from diffad_jax.table import grid
 from diffad_jax.training import Batch, Training, make_dispatch
 from experiments import cli
 from experiments.flops import flops
@@ -93,8 +97,11 @@ def product_shape(model: Any, shape: tuple[int, ...], batch_size: int) -> tuple[
     return batch_size, model.width, model.width
 
 
-def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The figures of one config for data of one shape; training sees patches of them where the config says so."""
+def measure(config: ConfigDict, shape: tuple[int, ...], name: str) -> dict[str, Any]:
+    """The figures of one config for data of one shape; training sees patches of them where the config says so.
+
+    name: of its trace, where one is asked for.
+    """
     system, init, step, training = runs.define(config, shape)
     batch_size, count = training.batch_size, training.steps_per_dispatch
     parallel = parallel_of(config, training)
@@ -149,14 +156,13 @@ def measure(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
         functions["torch"] = lambda: [torch_step().item() for _ in range(count)]
     seconds = in_turn(functions, ROUNDS.value)
     if PROFILE.value:
-        with jax.profiler.trace(str(Path(PROFILE.value) / config.model.name.lower())):
+        with jax.profiler.trace(str(Path(PROFILE.value) / name)):
             jax.block_until_ready([train() for _ in range(3)])
 
     rate, peak = step_flops * count / seconds["train"], 20 * math.prod(size) / seconds["matmul"]
     train_rows, score_rows = batch_size * count / seconds["train"], len(unscored) / seconds["score"]
     device = jax.devices()[0]
     figures = {
-        "device": f"{len(jax.devices())} x {device.device_kind}",
         "model": config.model.name,
         "parameters": parameters,
         "batch_size": batch_size,
@@ -239,33 +245,58 @@ def first_step(name: str) -> float:
     return time.perf_counter() - started
 
 
-def show(title: str, figures: dict[str, Any]) -> None:
-    print(title)
-    for name, value in figures.items():
-        print(f"{name:32} {value:,.3f}" if isinstance(value, float) else f"{name:32} {value}")
-    print(flush=True)
+def machine() -> dict[str, str]:
+    """What the figures were measured on: the devices, the processor and the versions of what computes."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    known = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)  # of the first processor
+    known = {key.strip(): value.strip() for key, value in known.items()}
+    told = [known.get("model name", platform.machine())]
+    told += [f"{key} {known[key]}" for key in ("cpu family", "model") if key in known]
+    told += [f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"]
+    versions = [f"{name} {version(name)}" for name in ("jax", "torch") if importlib.util.find_spec(name)]
+    return {
+        "devices": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
+        "processor": ", ".join(told),
+        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+    }
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """A row for each figure, a column for each network."""
+
+    def shown(value: Any) -> str:
+        return f"{value:,.3f}" if isinstance(value, float) else str(value)
+
+    names = dict.fromkeys(figure for figures in found.values() for figure in figures)
+    lines = [[name, *(shown(figures.get(name, "")) for figures in found.values())] for name in names]
+    return grid(["", *found], lines)
 
 
 def main(_: list[str]) -> None:
     if (name := FIRST_STEP.value) is not None:
         check_choice("--first_step", name, networks.MODELS)
-        measure(networks.get_config(name), networks.SHAPES[name])
+        measure(networks.get_config(name), networks.SHAPES[name], name)
         return
     cli.check_file("out", OUT.value)
+    if SUITE.value == "gpu" and jax.default_backend() == "cpu":
+        raise InputError("--suite: found 'gpu', but JAX sees no accelerator; allowed here is 'cpu'")
+    about = {"command": " ".join(["python -m experiments.benchmark", *sys.argv[1:]]), **machine()}
+    print("\n".join(f"{key}: {value}" for key, value in about.items()), flush=True)
+    found: dict[str, dict[str, Any]] = {}
     if SUITE.value:
-        if SUITE.value == "gpu" and jax.default_backend() == "cpu":
-            raise InputError("--suite: found 'gpu', but JAX sees no accelerator; allowed here is 'cpu'")
-        result: dict[str, Any] = {}
         for name in networks.SUITES[SUITE.value]:
-            result[name] = measure(networks.get_config(name), networks.SHAPES[name])
+            found[name] = measure(networks.get_config(name), networks.SHAPES[name], name)
             if SUITE.value == "cpu":
-                result[name]["first_step_seconds"] = first_step(name)
-            show(name, result[name])
+                found[name]["first_step_seconds"] = first_step(name)
+            print(f"\n{table({name: found[name]})}", flush=True)  # now: the next takes minutes
     else:
-        result = measure(CONFIG.value, tuple(cli.counts("shape", SHAPE.value)))
-        show(CONFIG.value.model.name, result)
+        name = CONFIG.value.model.name.lower()
+        found[name] = measure(CONFIG.value, tuple(cli.counts("shape", SHAPE.value)), name)
+    if len(found) > 1 or not SUITE.value:
+        print(f"\n{table(found)}", end="")
     if OUT.value:
-        save_json(Path(OUT.value), {"command": sys.argv, **result})
+        save_json(Path(OUT.value), {**about, **found})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """The benchmark's counts by hand, its figures on a tiny config, and the PyTorch twins, where PyTorch is installed."""
 
+import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -9,10 +12,12 @@ import numpy as np
 import pytest
 import tiny
 from absl import flags
+from absl.testing import flagsaver
 from processes import command
 
 from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.models.published import dit_params, unet_params
+from diffad_jax.training import Training
 from experiments import benchmark
 
 TWINS = {
@@ -22,11 +27,31 @@ TWINS = {
 }
 
 
-def test_figures_of_a_tiny_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "LOOP_SECONDS", 0.4)
+LINES = ((1, 1), (2, 1), (30, 0.1), (50, 0.2), (9, 1))
+
+
+@pytest.fixture(autouse=True)
+def parsed_flags() -> None:
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["benchmark", "--rounds=1"])
-    figures = benchmark.measure(tiny.get_config(), (8, 8, 1))
+        flags.FLAGS(["benchmark"])
+
+
+def test_figures_of_a_tiny_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told in a table and a file with the command and the machine, beside a trace."""
+    monkeypatch.setattr(benchmark, "LOOP_SECONDS", 0.4)
+    monkeypatch.setattr(benchmark, "CONFIG", SimpleNamespace(value=tiny.get_config()))
+    monkeypatch.setattr("sys.argv", ["benchmark", "--rounds=1"])
+    out, profile = tmp_path / "figures.json", tmp_path / "traces"
+    with flagsaver.flagsaver(rounds=1, out=str(out), profile=str(profile)):
+        benchmark.main([])
+    written, told = json.loads(out.read_text()), capsys.readouterr().out
+    assert written["command"] == "python -m experiments.benchmark --rounds=1" and f"jax {jax.__version__}" in written["versions"]
+    assert all(f"{key}: {written[key]}\n" in told for key in ("command", "devices", "processor", "versions"))
+    assert len(list((profile / "unet").rglob("*.trace.json.gz"))) == 1
+    figures = written["unet"]
+    assert f"| train_of_peak | {figures['train_of_peak']:,.3f} |\n" in told
     assert figures["parameters"] > 1000
     assert figures["train_examples_per_second"] == pytest.approx(16 * figures["train_steps_per_second"])
     assert figures["train_of_peak"] == pytest.approx(figures["train_gflops"] / figures["matmul_gflops"])
@@ -35,10 +60,21 @@ def test_figures_of_a_tiny_config(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures["score_of_train"] == pytest.approx(evaluations / figures["train_examples_per_second"] / 3)
 
 
+def test_the_loop_is_told_by_its_log_beside_the_bare_step() -> None:
+    """A step of 20 ms, and a loop whose third and fourth lines tell of 30 and 50 steps/s."""
+
+    def loop(workdir: str, training: Training) -> None:
+        assert training.num_steps == 5 * training.log_every == training.checkpoint_every
+        lines = [{"steps_per_second": rate, "data_wait": wait} for rate, wait in LINES]
+        (Path(workdir) / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    figures = benchmark.loop_figures(loop, Training(num_steps=1, batch_size=1), lambda: time.sleep(0.02), 1.0)
+    assert figures["loop_steps_per_second"] == 40 and figures["data_wait"] == pytest.approx(0.15)
+    assert figures["loop_of_bare"] == pytest.approx(40 / 50, rel=0.4)
+
+
 def test_training_sees_patches_and_scoring_whole_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "LOOP_SECONDS", 0.1)
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["benchmark", "--rounds=1"])
     config = tiny.get_config()
     config.parallel, config.pipeline = "pmap", {"crop": 8}
     seen, make_levels, fit = set(), benchmark.make_levels, benchmark.fit
@@ -53,7 +89,7 @@ def test_training_sees_patches_and_scoring_whole_pictures(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(benchmark, "make_levels", watched)
     monkeypatch.setattr(benchmark, "fit", watched_fit)
-    figures = benchmark.measure(config, (16, 16, 1))
+    figures = benchmark.measure(config, (16, 16, 1), "tiny")
     assert figures["matmul_shape"].startswith(f"{16 * 8 * 8 // 4} x ")
     assert seen == {(64, 16, 16, 1), (np.ndarray, (32, 16, 16, 1), 8)}
 
