@@ -47,7 +47,10 @@ def test_figures_of_a_tiny_config(
     with flagsaver.flagsaver(rounds=1, out=str(out), profile=str(profile)):
         benchmark.main([])
     written, told = json.loads(out.read_text()), capsys.readouterr().out
-    assert written["command"] == "python -m experiments.benchmark --rounds=1" and f"jax {jax.__version__}" in written["versions"]
+    assert (
+        written["command"] == "python -m experiments.benchmark --rounds=1"
+        and f"jax {jax.__version__}" in written["versions"]
+    )
     assert all(f"{key}: {written[key]}\n" in told for key in ("command", "devices", "processor", "versions"))
     assert len(list((profile / "unet").rglob("*.trace.json.gz"))) == 1
     figures = written["unet"]

@@ -520,6 +520,16 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, unbroken: Unbroke
     assert steps == list(range(5, 61, 5)), "it began anew, or tells steps twice"
 
 
+def test_a_run_that_is_killed_while_it_saves_ends_as_one_that_was_not(tmp_path: Path, unbroken: Unbroken) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+
+    def half_written() -> bool:
+        """Once there is one to go back to."""
+        return (checkpoints / "20").exists() and any("tmp" in path.name for path in checkpoints.glob("*"))
+
+    assert kill_and_resume(tmp_path / "run", half_written, unbroken)
+
+
 def test_a_directory_in_which_one_process_trains_is_refused_to_others(tiny: str, tmp_path: Path) -> None:
     workdir, arguments = tmp_path / "run", [tiny, "--config.training.num_steps=100000"]
     first = start("experiments.train", "--workdir", str(workdir), *arguments, output=tmp_path)

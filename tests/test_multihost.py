@@ -461,11 +461,14 @@ def test_the_environment_names_the_others(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     distributed.join()
     assert calls == [()] and not distributed.named_by_environment()
+    monkeypatch.setattr(distributed, "_on_tpu", lambda: True)
+    distributed.join()
+    assert calls == [(), ()], "a TPU slice"
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "pod-0.service:1234")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
     monkeypatch.setenv("JAX_PROCESS_ID", "3")
     distributed.join()
-    assert calls[1:] == [("pod-0.service:1234", 4, 3)]
+    assert calls[2:] == [("pod-0.service:1234", 4, 3)]
     monkeypatch.setenv("JAX_PROCESS_ID", "x")
     with pytest.raises(InputError, match="JAX_PROCESS_ID: found 'x'"):
         distributed.join()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from jax import Array
 from ml_collections import ConfigDict
 
@@ -14,6 +15,7 @@ from diffad_jax.assembly import assemble
 from diffad_jax.data.digits import digits
 from diffad_jax.losses import bits_per_dim, bound, discretised_gaussian_decoder
 from diffad_jax.noise import gaussian
+from diffad_jax.runs import define
 from diffad_jax.samplers import sample, uniform
 from diffad_jax.training import (
     Batch,
@@ -34,6 +36,17 @@ KEY = jax.random.key(0)
 def noisy_regression(params: Params, x_0: Array, u: Array, keys: Array) -> Array:
     """A loss that feels every input: the datum, its noise level and its noise."""
     return ((gaussian(keys, x_0) + u[:, None] * (x_0 @ params["w"]) - params["b"]) ** 2).mean(axis=-1)
+
+
+def test_a_network_of_bfloat16_is_trained_in_float32() -> None:
+    config = tiny.get_config("vectors")
+    config.model.dtype = "bfloat16"
+    _, init, step, training = define(config, (D,))
+    given = init(), Batch(jnp.zeros((training.batch_size, D)), jnp.arange(training.batch_size)), KEY
+    assert "bf16" in str(jax.make_jaxpr(step)(*given))
+    state, _ = jax.eval_shape(step, *given)
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    assert kinds == {jnp.dtype("float32")}
 
 
 def start(optimizer: optax.GradientTransformation) -> TrainState:
