@@ -1,7 +1,8 @@
 """A trained detector, read from the work directory of its run: scores, heat maps, samples, explanations."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from diffad_jax.scores import reconstruct
 from diffad_jax.settings import Scoring, scoring_of
 from diffad_jax.training import Params
 from diffad_jax.workdir import Statistics, load_config
+
+EXPLAINED = 12  # pictures at once: as many as a report shows
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,9 +154,17 @@ class Trained:
         each from its own noise; x_t is the whole picture under one.
         """
         x_0 = self.statistics.transform.apply(raw)
-        x_t, x = map(np.asarray, self._reconstructed(self.params, x_0))
-        heat = np.concatenate([reading.maps for reading in self.read(raw)])
+        # In batches of one size, for which alone it is compiled.
+        filled = np.resize(x_0, (-(-len(x_0) // EXPLAINED) * EXPLAINED, *x_0.shape[1:]))
+        parts = [self._reconstructed(self.params, filled[i : i + EXPLAINED]) for i in range(0, len(filled), EXPLAINED)]
+        x_t, x = (np.concatenate(arrays)[: len(x_0)] for arrays in zip(*parts))
+        heat = np.concatenate([reading.maps for reading in self._of_few.read(raw)])
         return x_0, x_t, x, heat if heat.ndim == 3 else ((x - x_0) ** 2).mean(axis=-1)
+
+    @cached_property
+    def _of_few(self) -> "Trained":
+        """The same run, which reads few pictures at once."""
+        return replace(self, batch_size=math.lcm(EXPLAINED, jax.device_count()))
 
     @cached_property
     def _reconstructed(self) -> Callable[[Params, np.ndarray], tuple[Array, Array]]:

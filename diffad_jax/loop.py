@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -107,8 +107,9 @@ def fit(
             tqdm(
                 total=num_steps, initial=first, desc=progress, disable=progress is None, unit="step", mininterval=0.5
             ) as bar,
-            read_ahead(batches, pipeline) as stream,
+            read_ahead(batches, pipeline) as ahead,
         ):
+            stream = _reading_on(ahead, batches, signals)
             metrics_reader = _Metrics(bar, log, checkpoints, first)
 
             def save(with_loss: bool = True) -> None:
@@ -121,15 +122,7 @@ def fit(
 
             while step < num_steps:
                 asked = time.perf_counter()
-                try:
-                    x_0 = next(stream)
-                except RunFailed:
-                    if not signals.received:
-                        raise
-                    # The signal went to the whole group and met a reader that did not ignore it yet: this process reads.
-                    rest = range((step - first) // settings.steps_per_dispatch, len(batches))
-                    stream = map(batches.__getitem__, rest)
-                    x_0 = next(stream)
+                x_0 = next(stream)
                 metrics_reader.waited += time.perf_counter() - asked
                 count = len(x_0)
                 if count not in dispatches:
@@ -156,6 +149,22 @@ def fit(
     if stop := int(signals.anywhere()):
         raise Stopped(stop, step)
     return Fitted(state, seconds + time.perf_counter() - started)
+
+
+def _reading_on(ahead: Iterator[np.ndarray], batches: Batches, signals: "_Signals") -> Iterator[np.ndarray]:
+    """The batches that are read ahead, and from where their readers end at a signal those that this process reads.
+
+    A signal to the whole group may meet a reader that does not ignore it yet.
+    """
+    for item in range(len(batches)):
+        try:
+            x_0 = next(ahead)
+        except RunFailed:
+            if not signals.received:
+                raise
+            yield from map(batches.__getitem__, range(item, len(batches)))
+            return
+        yield x_0
 
 
 class _Pending(NamedTuple):

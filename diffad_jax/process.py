@@ -79,8 +79,8 @@ def chain(betas: np.ndarray) -> Process:
 def linear(num_steps: int = 1000, beta_min: float | None = None, beta_max: float | None = None) -> Process:
     """The chain of `linear_betas` (Ho et al. 2020, section 4).
 
-    beta_min, beta_max: by default those of 1,000 steps, 1e-4 and 0.02, times 1000 / num_steps, at most 0.999, so that every
-    chain ends with about as much noise, as in the published code of Nichol & Dhariwal 2021.
+    beta_min, beta_max: by default those of 1,000 steps, 1e-4 and 0.02, times 1000 / num_steps, at most 0.999, so that all
+    chains but those of two or three steps end with about as much noise (as in the published code of Nichol & Dhariwal 2021).
     """
     ends = (
         min(end * 1000 / num_steps, 0.999) if own is None else own for own, end in ((beta_min, 1e-4), (beta_max, 0.02))

@@ -31,7 +31,7 @@ SHARE, TIME = Range(0, 1), Range(0, 1, without=(0,))
 BELOW_1 = Range(0, 1, without=(1,))
 RANGES = {
     "seed": Range(0, 2**32 - 1),
-    "process.num_steps": COUNT,
+    "process.num_steps": Range(2),
     "process.beta_min": Range(0, 1, without=(0, 1)),
     "process.beta_max": Range(0, 1, without=(0, 1)),
     "process.offset": FROM_0,

@@ -5,6 +5,7 @@ import subprocess
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -203,6 +204,44 @@ def test_remedies_are_settings_that_a_run_takes() -> None:
         "--config.model.remat=blocks --config.mesh.fsdp=32 --config.training.batch_size=96",
     ]
     assert (first_without_blocks, default) == ("--config.mesh.fsdp=8", "dots")
+
+
+def report_of_a_known_step() -> tuple[list[str], tuple[float, float]]:
+    from experiments import compile_tpu
+
+    gib = 2**30
+    compiled = SimpleNamespace(
+        memory_analysis=lambda: SimpleNamespace(
+            argument_size_in_bytes=4 * gib,
+            output_size_in_bytes=3 * gib,
+            alias_size_in_bytes=2 * gib,
+            temp_size_in_bytes=6 * gib,
+            generated_code_size_in_bytes=gib // 2,
+        ),
+        cost_analysis=lambda: {"flops": 1e14},
+        as_text=lambda: "",
+    )
+    sent = hlo.Collectives(runs=2, result=1e9, sent=2e11)
+    compile_tpu.hlo = SimpleNamespace(memory_bytes=lambda _: 1e12, collectives=lambda _: {"all-reduce": sent})
+    chip = compile_tpu.Chip(flops=1e14, memory=16 * gib, bandwidth=1e12, links=1e11)
+    step = compile_tpu.Step(compiled, model_flops=4e14, program_flops=6e14, program_flops_once=3e14)
+    refused = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 1.50T of 15.75G hbm. Exceeded by 1.48T."
+    return compile_tpu.report(step, chip, 2, 96), compile_tpu._needed_and_there(refused)
+
+
+def test_the_report_of_a_step_of_known_costs() -> None:
+    """Two chips: 3e14 of the program's FLOPs each, of which the model's are 2e14, in 3 s; memory takes 1 s, links 2 s."""
+    lines, (needed, there) = with_devices(1, report_of_a_known_step)
+    assert lines == [
+        "memory: 11.50 of 16 GiB (arguments 4.00, output beyond them 1.00, temporaries 6.00, program 0.50)",
+        "arithmetic: 300.00 TFLOP, of which the model's 200.00",
+        "memory traffic: 1000.0 GB, estimated",
+        "links: 200.00 GB sent",
+        "  all-reduce: 2, results of 1.000 GB, 200.000 GB sent",
+        "least time: arithmetic 3000.0 ms, memory 1000.0 ms, links 2000.0 ms",
+        "roofline: 3000.0 ms a step, bound by arithmetic: 32 rows/s on all chips, MFU at most 67%",
+    ]
+    assert (needed, there) == (1536, 15.75)
 
 
 @pytest.mark.skipif(find_spec("libtpu") is not None, reason="libtpu is installed")
