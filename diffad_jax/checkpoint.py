@@ -22,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from diffad_jax import distributed
 from diffad_jax.errors import InputError, RunFailed, first_line, out_of_memory
 
+LARGE = 2**24  # bytes
 NOTES = {field.name for field in dataclasses.fields(ocp.metadata.StepMetadata)}
 
 
@@ -244,15 +245,15 @@ def _holds_known_notes(content: bytes) -> bool:
 def _sum_of_bits(state: Any) -> tuple[int, bool]:
     """The words of a state's arrays, of 32 bits or of 8, summed mod 2^32, and whether all are finite; alike in every process.
 
-    What several devices hold alike counts once. Each device sums what it holds, and none waits for another: Orbax alone
-    copies a state to the host. That of a CPU is there, and NumPy need not compile a program for each shape.
+    What several devices hold alike counts once. A device sums its parts of large arrays itself, so that Orbax alone copies
+    them to the host; a CPU's are there, and of small ones a copy is sooner made than a program compiled for each shape.
     """
-    of_part = _of_part if jax.default_backend() == "cpu" else _of_part_on_device
-    found = []
+    on_host, found = jax.default_backend() == "cpu", []
     for leaf in jax.tree.leaves(state):
         if isinstance(leaf, jax.Array):
             parts = [shard.data for shard in leaf.addressable_shards if shard.replica_id == 0]
-            found += [of_part(np.asarray(part) if of_part is _of_part else part) for part in parts]
+            few = on_host or leaf.nbytes < LARGE
+            found += [_of_part(np.asarray(part)) if few else _of_part_on_device(part) for part in parts]
         elif jax.process_index() == 0:
             found.append(_of_part(np.asarray(leaf)))
     own = sum(int(total) for total, _ in found) % 2**32, all(bool(finite) for _, finite in found)

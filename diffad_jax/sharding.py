@@ -39,7 +39,8 @@ def data_mesh(
         raise InputError(
             f"{key}: found {batch_size}, allowed are multiples of the {len(devices)} devices of all processes"
         )
-    fitting = [count for count in range(1, len(devices) + 1) if batch_size % count == 0]
+    fewest = len(devices) if jax.process_count() > 1 else 1
+    fitting = [count for count in range(fewest, len(devices) + 1) if batch_size % count == 0]
     count = max((count for count in fitting if count % fsdp == 0), default=0)
     if not count:
         allowed = ", ".join(map(str, fitting))

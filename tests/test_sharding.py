@@ -331,6 +331,19 @@ def test_attention_by_rows_on_a_mesh_is_that_of_all() -> None:
     np.testing.assert_allclose(*with_devices(8, by_rows_on_a_mesh), rtol=1e-5, atol=1e-6)
 
 
+def refusal_by_several_processes() -> str:
+    jax.process_count = lambda: 2
+    try:
+        data_mesh(24, fsdp=3)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_several_processes_leave_no_device_out() -> None:
+    assert "found 3, allowed with 24 rows are divisors of 8" in with_devices(8, refusal_by_several_processes)
+
+
 def refusal_by_pmap() -> str:
     try:
         parallel_of(ConfigDict({"parallel": "pmap"}), Training(num_steps=1, batch_size=16, accumulate=4))
