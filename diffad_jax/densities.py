@@ -1,7 +1,7 @@
 """Which normals lie in groups of different density? Each group is measured in its own unit (`nearness.bandwidths`).
 
 Densities differ everywhere, and where they pass into each other a sparse region is a sign of anomalies. Groups are told from
-that by the gaps between their densities: k-means (Lloyd 1982) on the logarithms of how far rows lie from their neighbours.
+that by the gaps between their densities: k-means on the logarithms of how far rows lie from their neighbours.
 """
 
 import numpy as np
@@ -32,15 +32,38 @@ def groups(h: np.ndarray, neighbours: np.ndarray, ratio: float) -> np.ndarray:
     one = np.zeros(len(h), int)
     if len(apart) < 2 * least or apart.std() < ROUNDING:
         return one
-    from sklearn.cluster import KMeans  # here: the import takes longer than the fit
-
-    points = np.quantile(apart, (np.arange(POINTS) + 0.5) / POINTS)[:, None]
-    for k in range(2, 1 + min(MOST_GROUPS, len(np.unique(points)))):
-        means = KMeans(k, n_init=3, random_state=0).fit(points)
-        centres = np.sort(means.cluster_centers_[:, 0])
+    points = np.quantile(apart, (np.arange(POINTS) + 0.5) / POINTS)
+    for bounds, left in best_parts(points, min(MOST_GROUPS, len(np.unique(points))))[1:]:
+        k = len(bounds) - 1
+        centres = np.add.reduceat(points, bounds[:-1]) / np.diff(bounds)
         found = np.searchsorted((centres[1:] + centres[:-1]) / 2, around)
         sizes = np.bincount(found[counted > 0], minlength=k)
-        clear = means.inertia_ * k**2 < LEFT * POINTS * points.var()
+        clear = left * k**2 < LEFT * POINTS * points.var()
         if clear and sizes.min() >= least and np.diff(centres).min() > np.log(ratio):
             return found
     return one
+
+
+def best_parts(points: np.ndarray, most: int) -> list[tuple[np.ndarray, float]]:
+    """The k-means of ascending points [N] for k = 1 to `most` <= N: k + 1 bounds of the parts, and the sum of squares left.
+
+    Part i is points[bounds[i] : bounds[i + 1]]. Exact and in O(most N^2), since the best groups of numbers are runs of them,
+    and the best k runs of the first j are k - 1 best ones of the first i, and a last one (Wang & Song 2011, "Ckmeans.1d.dp:
+    optimal k-means clustering in one dimension by dynamic programming").
+    """
+    centred = points - points.mean()  # far from 0 the difference of squares below loses its digits
+    total, squares = (np.concatenate([[0], np.cumsum(values)]) for values in (centred, centred**2))
+    count = np.arange(len(total)) - np.arange(len(total))[:, None]
+    within = squares - squares[:, None] - (total - total[:, None]) ** 2 / np.maximum(count, 1)
+    within = np.where(count > 0, np.maximum(within, 0), np.inf)  # [i, j], of the run from i to j
+    best, starts = within[0], []
+    found = [(np.array([0, len(points)]), float(best[-1]))]
+    for _ in range(1, most):
+        sums = best[:, None] + within
+        starts.append(sums.argmin(axis=0))
+        best = sums[starts[-1], np.arange(len(best))]
+        bounds = [len(points)]
+        for start in reversed(starts):
+            bounds.append(int(start[bounds[-1]]))
+        found.append((np.array([0, *reversed(bounds)]), float(best[-1])))
+    return found

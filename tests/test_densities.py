@@ -1,5 +1,7 @@
 """Groups of different density are found where they are, and nowhere else."""
 
+from itertools import combinations
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from numpy.testing import assert_array_equal
 from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 
 from diffad_jax import nearness
-from diffad_jax.densities import groups
+from diffad_jax.densities import best_parts, groups
 from diffad_jax.neighbours import knn
 
 WIDTH = 32
@@ -94,3 +96,15 @@ def test_anomalies_of_each_group_are_found_by_its_own_unit(spreads: list[float])
         for seed, count, further in ((3, 600, 1), (4, 300, 1), (5, 300, 1.5))
     )
     assert roc_auc_score(np.repeat([0, 1], 300), scores_of(bank, normal, abnormal)) > 0.95
+
+
+def test_the_best_parts_are_those_of_all_ways_to_cut() -> None:
+    points = np.sort(np.random.default_rng(6).standard_t(2, size=11)) + 1e4
+
+    def left(bounds: tuple[int, ...]) -> float:
+        return float(sum(len(part) * part.var() for part in np.split(points, bounds[1:-1])))
+
+    for k, (bounds, sum_of_squares) in enumerate(best_parts(points, 5), start=1):
+        ways = [(0, *cuts, 11) for cuts in combinations(range(1, 11), k - 1)]
+        assert tuple(bounds) == min(ways, key=left)
+        assert sum_of_squares == pytest.approx(left(tuple(bounds)), rel=1e-6, abs=1e-9)
