@@ -24,7 +24,9 @@ from diffad_jax import densities, neighbours
 SIDE = 32  # pixels
 MOST_VALUES, MOST_ROWS = 2**24, 2**15  # of a bank: 64 MiB, and 32 MiB of distances for a batch of 256, in each view
 SOFTENING = 0.2  # of pictures in [-1, 1], whose deviation is about 0.5: what has less keeps some of its faintness
-TINY = 1e-12  # the distance of what the bank holds
+# Of what the bank holds, and of what is nearer: the same in each detector of some normals, whose thresholds would otherwise
+# part what all of them know.
+LEAST = -1e3
 ROUNDING = 1e-5  # of logarithms
 COPY = 1e-5  # of a signature's length: how far a copy may lie by rounding, and counts as no farther than 0
 # Chosen by experiments/selection.py, like the constants of the whitening in `defaults`.
@@ -144,7 +146,7 @@ def distances(near: Near, x: Array, terms: float = TERMS) -> Array:
 
     max over views v of (log d_v - mean_v) / deviation_v, d_v the mean of the k smallest |w_v (s(x) - b_i)| / h_vi, b_i the
     signatures of normals, h_vi their units and w_v the weights of the columns; k as `neighbour_count` says, or as many as
-    the bank holds. A row of infinite unit does not count (`neighbours.filled`). What the bank holds k times is at TINY.
+    the bank holds. A row of infinite unit does not count (`neighbours.filled`). What the bank holds k times has LEAST.
     """
     k = min(neighbour_count(x.shape[1:], terms), len(near.bank))
     middle, signatures = neighbours.middle_of(near.bank), signature(x)
@@ -182,7 +184,7 @@ def _usual(found: np.ndarray) -> np.ndarray:
     Copies tell nothing of how far normals lie apart, and a single one would be all of the deviation. Where all are equal it
     is 1, as on a grid, whose distances differ by the rounding of float32.
     """
-    logs = np.log(found[found > TINY]) if (found > TINY).any() else np.zeros(1)
+    logs = np.log(found[found > 0]) if found.any() else np.zeros(1)
     deviation = logs.std()
     return np.array([logs.mean(), deviation if deviation > ROUNDING else 1.0])
 
@@ -198,6 +200,7 @@ def _copies_at_0(found: Any, places: Any, signatures: Any, units: Any) -> Any:
 
 
 def _farthest(found: Any, usual: Any) -> Any:
-    """The largest of the standardised log distances [V, B] -> [B]."""
+    """The largest of the standardised log distances, LEAST or more: [V, B] -> [B]."""
     xp = found.__array_namespace__()
-    return ((xp.log(xp.maximum(found, TINY)) - usual[:, :1]) / usual[:, 1:]).max(axis=0)
+    logs = xp.log(xp.where(found > 0, found, 1))
+    return xp.where(found > 0, xp.maximum((logs - usual[:, :1]) / usual[:, 1:], LEAST), LEAST).max(axis=0)

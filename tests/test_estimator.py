@@ -79,6 +79,18 @@ def test_new_normals_are_called_anomalous_as_often_as_asked(false_alarms: float)
     assert hits > 0.9
 
 
+def test_of_rows_that_it_knows_none_is_called_anomalous() -> None:
+    """Four flags, each set in a tenth: nearly all rows are copies, to detectors fitted on other rows as well."""
+
+    def flags(count: int, seed: int) -> np.ndarray:
+        return (np.random.default_rng(seed).random((count, 4)) < 0.1).astype(float)
+
+    for seed in (5, 6, 7):
+        fitted = DiffusionDetector().fit(flags(1100, seed))
+        assert (fitted.predict(flags(2000, 9)) == -1).mean() < 0.08
+        assert fitted.predict(np.full((1, 4), 0.5)) == -1
+
+
 def test_a_network_s_threshold_is_of_normals_that_it_has_not_seen(few_folds: None) -> None:
     flagged, hits = shares_flagged("dte_c", 0.1)
     assert flagged < 0.16 and hits > 0.9

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import roc_auc_score
 
 from diffad_jax import detector, nearness, runs
-from diffad_jax.calibration import TINY, Calibration, Near
+from diffad_jax.calibration import Calibration, Near
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import evenly_spaced, one_class_split
 from diffad_jax.data.digits import digits
@@ -115,7 +115,8 @@ def test_the_rounding_of_equal_distances_is_no_deviation() -> None:
 
 
 def test_units_are_those_of_the_neighbourhood_within_bounds() -> None:
-    bank = (RNG.normal(size=(120, 3)) * np.exp(0.6 * RNG.normal(size=(120, 1)))).astype(np.float32)
+    draw = np.random.default_rng(0)
+    bank = (draw.normal(size=(120, 3)) * np.exp(0.6 * draw.normal(size=(120, 1)))).astype(np.float32)
     groups = np.concatenate([bank, 200 + 30 * bank])
     for rows in (bank, groups):
         h = np.sqrt((brute_nearest(rows, rows, 4)[:, 1:] ** 2).mean(axis=1))
@@ -192,7 +193,10 @@ def test_copies_are_at_distance_0_whatever_rounding_says(unit: float) -> None:
     """Ten copies of each row, and new ones that differ in the last bits; far from the origin, too."""
     rows = np.random.default_rng(1).normal(size=(400, 6)).astype(np.float32)
     bank, units = np.repeat(rows[:30], 10, axis=0), np.full(300, unit)
-    assert_allclose(distances(near_of(bank, units), rows[:30] * np.float32(1 + 1e-6)), TINY, rtol=1e-4)
+    known = rows[:30] * np.float32(1 + 1e-6)
+    for usual in ([[0, 1]], [[2, 0.3]]):
+        near = near_of(bank, units)._replace(usual=jnp.asarray(usual, jnp.float32))
+        assert_array_equal(nearness.distances(near, jnp.asarray(known)), nearness.LEAST)
     far = rows + np.float32(3000)
     expected = brute_nearest(far[350:], far[:350], 10, np.ones(350)).mean(axis=1)
     assert_allclose(distances(near_of(far[:350]), far[350:]), expected, rtol=1e-3)
@@ -205,7 +209,10 @@ def test_of_fewer_normals_than_neighbours_all_are_compared(count: int) -> None:
     assert_allclose(distances(near_of(bank, units), new), (brute(new, bank) / units).mean(axis=1), rtol=1e-5)
     others = (brute(bank, bank) / units).sum(axis=1) / max(1, count - 1)
     near, found = nearness.remember(bank, bank, np.ones(count, bool), VECTORS)
-    assert_allclose(np.exp(found * near.usual[0, 1] + near.usual[0, 0]), np.maximum(others, TINY), rtol=1e-4)
+    if count == 1:
+        assert_array_equal(found, nearness.LEAST)
+    else:
+        assert_allclose(np.exp(found * near.usual[0, 1] + near.usual[0, 0]), others, rtol=1e-4)
 
 
 def test_a_run_scores_vectors_by_their_nearest_normals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
