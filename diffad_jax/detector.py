@@ -28,8 +28,9 @@ from diffad_jax.runs import define
 from diffad_jax.samplers import GRIDS, sample
 from diffad_jax.scores import reconstruct
 from diffad_jax.settings import Scoring, scoring_of
+from diffad_jax.statistics import Statistics
 from diffad_jax.training import Params
-from diffad_jax.workdir import Statistics, load_config
+from diffad_jax.workdir import load_config
 
 EXPLAINED = 12  # pictures at once: as many as a report shows
 

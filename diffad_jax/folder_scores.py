@@ -19,7 +19,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.files import write_atomically
 from diffad_jax.photos import Tolerant, as_trained, check_pictures
 from diffad_jax.score_table import UNREADABLE, Counts, ScoreTable, claim_scores
-from diffad_jax.workdir import Statistics
+from diffad_jax.statistics import Statistics
 
 BRIGHTEST = 5  # times the usual error
 LONGEST = 240  # bytes of a name, of which file systems allow 255 and a file that is being written takes some more

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from diffad_jax import workdir
 from diffad_jax.data.dataset import Dataset, Rows
 from diffad_jax.data.folders import labelled_folder
 from diffad_jax.data.loading import load
@@ -15,6 +14,8 @@ from diffad_jax.data.row_files import labelled
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.photos import as_trained, check_pictures
+from diffad_jax.statistics import Statistics
+from diffad_jax.workdir import load_config
 
 
 class NothingToTest(InputError):
@@ -68,10 +69,10 @@ def _other(trained: Trained, path: Path, train: Rows) -> Dataset:
 
 def check_other(path: Path, directory: Path) -> None:
     """Raises InputError where the data of `path` are not of the kind that the run in `directory` has learnt."""
-    statistics = workdir.Statistics.load(directory)
+    statistics = Statistics.load(directory)
     if path.is_dir():
         try:
-            check_pictures(workdir.load_config(directory), statistics)
+            check_pictures(load_config(directory), statistics)
         except InputError as error:
             raise InputError(f"--data: {path} is a folder of pictures, and of {directory}: {error}") from error
         return

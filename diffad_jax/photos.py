@@ -12,7 +12,7 @@ from diffad_jax.data.loading import LOADERS
 from diffad_jax.data.pictures import PictureFiles, warn_of_few_levels
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
-from diffad_jax.workdir import Statistics
+from diffad_jax.statistics import Statistics
 
 Files = TypeVar("Files", bound=PictureFiles)
 

@@ -31,8 +31,9 @@ from diffad_jax.process import check_process
 from diffad_jax.ranges import check_ranges, check_sections
 from diffad_jax.settings import Scoring, fsdp_of, parallel_of, pipeline_of, scoring_of, training_of
 from diffad_jax.sharding import LARGE, Parallel, data_mesh, mean_over_devices, on, own_rows, split
+from diffad_jax.statistics import Statistics
 from diffad_jax.training import Loss, Params, Training, TrainState, init_state, make_optimizer, make_train_step
-from diffad_jax.workdir import Statistics, alone, as_json, flatten, save_config, save_data
+from diffad_jax.workdir import alone, as_json, flatten, save_config, save_data
 
 FEW = 19  # normals: of fewer none has the rank of 95 %, see `metrics.threshold`
 

@@ -11,7 +11,8 @@ from diffad_jax import csv_files
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.files import write_atomically
-from diffad_jax.workdir import Statistics, claim
+from diffad_jax.statistics import Statistics
+from diffad_jax.workdir import claim
 
 COLUMNS = ("path", "score", "probability", "label")
 UNREADABLE = ("path", "cause")

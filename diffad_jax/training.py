@@ -77,7 +77,7 @@ def global_norm(tree: Params) -> Array:
     leaves = jax.tree.leaves(tree)
     small = [x.ravel() for x in leaves if x.size < 2**16]
     joined = [jnp.concatenate(small)] if small else []
-    return optax.global_norm(joined + [x for x in leaves if x.size >= 2**16])
+    return optax.tree.norm(joined + [x for x in leaves if x.size >= 2**16])
 
 
 def _clip(norm: float) -> optax.GradientTransformation:

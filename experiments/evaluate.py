@@ -26,6 +26,7 @@ from diffad_jax.files import read_json, save_json
 from diffad_jax.labelled_sets import NothingToTest, check_other, name_of, to_test
 from diffad_jax.measurement import measure, result, summary
 from diffad_jax.report import Result, summary_table, threshold_lines, write_report
+from diffad_jax.statistics import check_finished
 from experiments import cli
 
 cli.distributed_flags()
@@ -124,7 +125,7 @@ def main(_: list[str]) -> None:
         if not directories:
             raise InputError(f"--workdir: {root} holds no run (no config.json there or one level below)")
         for directory in directories:  # Told before anything is scored.
-            workdir.check_finished(directory)
+            check_finished(directory)
             if not os.access(directory, os.W_OK):
                 raise InputError(f"{directory}: cannot be written to, and is where metrics.json goes")
             if DATA.value:

@@ -21,7 +21,7 @@ from diffad_jax.evaluation import fit_calibration, make_levels
 from diffad_jax.files import save_json
 from diffad_jax.metrics import metrics
 from diffad_jax.settings import scoring_of
-from diffad_jax.workdir import Statistics
+from diffad_jax.statistics import Statistics
 from experiments import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a finished run.", required=True)

@@ -30,7 +30,7 @@ from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.digits import digits
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import make_levels
-from diffad_jax.workdir import Statistics
+from diffad_jax.statistics import Statistics
 
 ROOT = Path(__file__).parents[1]
 DIGITS, ADBENCH, TINY = (str(ROOT / path) for path in ("configs/digits.py", "configs/adbench.py", "tests/tiny.py"))

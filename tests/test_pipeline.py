@@ -20,8 +20,8 @@ from diffad_jax.data.dataset import Dataset, fingerprint
 from diffad_jax.data.pictures import PictureFiles
 from diffad_jax.data.pipeline import Batches, Pipeline, batch_rows, read_ahead
 from diffad_jax.errors import InputError
+from diffad_jax.statistics import Statistics
 from diffad_jax.training import Params
-from diffad_jax.workdir import Statistics
 
 SIZE, COUNT = 8, 29
 PIPELINE = Pipeline()

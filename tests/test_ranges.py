@@ -26,6 +26,7 @@ from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.parametrisation import make_denoise
 from diffad_jax.process import log_linear
 from diffad_jax.ranges import RANGES, check_ranges
+from diffad_jax.statistics import Statistics
 
 
 @pytest.mark.parametrize(
@@ -248,25 +249,25 @@ def test_damaged_statistics_are_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({}))
     (tmp_path / "statistics.npz").write_bytes(content)
     with pytest.raises(InputError, match="statistics.npz: is damaged"):
-        workdir.Statistics.load(tmp_path)
+        Statistics.load(tmp_path)
 
 
 def test_statistics_without_a_part_are_named(tmp_path: Path) -> None:
     levels = np.random.default_rng(0).gamma(2, size=(3, 20))
     transform = transforms.fit("range", np.ones((9, 2)), low=0, high=1)
-    saved = workdir.Statistics(transform, calibrate(levels), 0.5, levels[0], {"n_train": 9}, "rows", "")
+    saved = Statistics(transform, calibrate(levels), 0.5, levels[0], {"n_train": 9}, "rows", "")
     saved.save(tmp_path)
-    assert workdir.Statistics.load(tmp_path).dataset == "rows"
+    assert Statistics.load(tmp_path).dataset == "rows"
     with np.load(tmp_path / "statistics.npz") as archive:
         rest = {key: archive[key] for key in archive.files if key != "calibration/log_mean"}
     np.savez(tmp_path / "statistics.npz", **rest)
     with pytest.raises(
         InputError, match="statistics.npz: is damaged or of an earlier version .it has .* of mean, scale, log_mean"
     ):
-        workdir.Statistics.load(tmp_path)
+        Statistics.load(tmp_path)
     np.savez(tmp_path / "statistics.npz", **rest, **{"memory/bank": np.zeros(3)})
     with pytest.raises(InputError, match="statistics.npz: of another version .it has memory/bank"):
-        workdir.Statistics.load(tmp_path)
+        Statistics.load(tmp_path)
 
 
 def test_a_bound_has_two_steps() -> None:

@@ -32,7 +32,7 @@ from diffad_jax.photos import Tolerant, as_trained, fit_of
 from diffad_jax.row_scores import score_rows
 from diffad_jax.score_table import Counts, ScoreTable, probability, score_lines
 from diffad_jax.scores import Score
-from diffad_jax.workdir import Statistics
+from diffad_jax.statistics import Statistics
 
 SIZE = 8
 

@@ -32,8 +32,8 @@ from diffad_jax.ranges import check_ranges
 from diffad_jax.runs import define
 from diffad_jax.settings import parallel_of
 from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, make_state, mean_over_devices, on, shard, split
+from diffad_jax.statistics import Statistics
 from diffad_jax.training import Batch, Params, Training, TrainState, init_state, make_dispatch, make_train_step
-from diffad_jax.workdir import Statistics
 
 B, D, STEPS = 16, 6, 20
 

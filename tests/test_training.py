@@ -171,7 +171,7 @@ def test_weights_decay_and_large_gradients_are_clipped() -> None:
 
     np.testing.assert_allclose(second_moment([300.0, 400.0]), 0.01 * np.array([0.36, 0.64]), rtol=1e-4)
     large = {"a": jnp.full((300, 300), 0.1), "b": jnp.full(7, 2.0), "c": jnp.full((2, 2**15), 0.3)}
-    np.testing.assert_allclose(global_norm(large), optax.global_norm(large), rtol=1e-6)
+    np.testing.assert_allclose(global_norm(large), optax.tree.norm(large), rtol=1e-6)
     np.testing.assert_allclose(second_moment([0.3, 0.4]), 0.01 * np.array([0.09, 0.16]), rtol=1e-4)
 
 
