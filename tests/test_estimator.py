@@ -5,7 +5,7 @@ import pytest
 import scipy.signal  # type: ignore[import-untyped]
 from sklearn.utils.estimator_checks import check_estimator
 
-from diffad_jax import estimator
+from diffad_jax import estimator, methods
 from diffad_jax.errors import InputError
 from diffad_jax.estimator import DiffusionDetector
 from diffad_jax.methods import detect
@@ -51,7 +51,8 @@ def test_scores_are_those_of_the_table_with_their_sign_turned() -> None:
     np.testing.assert_array_equal(detector.score_samples(test), -detect("ours", train, test).scores)
 
 
-def test_folds_and_networks_are_drawn_by_random_state(few_folds: None) -> None:
+def test_folds_and_networks_are_drawn_by_random_state(few_folds: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "TIME_ESTIMATION", methods.TIME_ESTIMATION._replace(num_steps=100))
     first, again, other = (DiffusionDetector("dte_c", random_state=seed).fit(normals(12)) for seed in (0, 0, 1))
     rows = normals(9, 1)
     np.testing.assert_array_equal(first.scores_, again.scores_)
