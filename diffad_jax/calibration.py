@@ -165,9 +165,9 @@ def fisher(calibration: Calibration, levels: Array, distances: Array) -> Array:
     """-log p_1 - log p_2, the p-values of two tests for "this is a normal": is it typical, and is it near one? [B].
 
     p = 1 - Phi(z), with z the standardised logarithm of `typicality`, or that of the distance from the nearest normals, which
-    `nearness.distances` [B] are (of two views the larger, whose p is a little too small). What no normal could be shows in
-    the first, wherever it lies. In the second shows what every single error allows but no normal looks like, above all among
-    normals of many kinds, where every spectrum of errors is typical.
+    `nearness.distances` [B] are (of several views the largest, whose p is a little too small). What no normal could be shows
+    in the first, wherever it lies. In the second shows what every single error allows but no normal looks like, above all
+    among normals of many kinds, where every spectrum of errors is typical.
     Source: the combination of p-values of Fisher 1932 ("Statistical methods for research workers", section 21.1), whose
     statistic is twice this.
     """

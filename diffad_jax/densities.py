@@ -30,7 +30,7 @@ def groups(h: np.ndarray, neighbours: np.ndarray, ratio: float) -> np.ndarray:
     apart = around[counted > 0]
     least = max(neighbours.shape[1] + 1, SHARE * len(apart))
     one = np.zeros(len(h), int)
-    if len(apart) < 2 * least or apart.std() < ROUNDING:
+    if len(apart) < 2 * least or np.ptp(apart) <= max(np.log(ratio), ROUNDING):
         return one
     points = np.quantile(apart, (np.arange(POINTS) + 0.5) / POINTS)
     for bounds, left in best_parts(points, min(MOST_GROUPS, len(np.unique(points))))[1:]:

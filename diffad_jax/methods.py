@@ -217,7 +217,7 @@ def dte_np(normals: Rows, seed: int) -> Scorer:
 
 
 def ours(normals: Rows, seed: int) -> Scorer:
-    """Diffusion time in local units and two views of whitened rows, see `nearness`."""
+    """Diffusion time in local units and three views of the rows, see `nearness`."""
     transform = transforms.fitted(WHITENING, normals)
     bank = bank_of(normals, transform)
     judged = bank[evenly_spaced(len(bank), MOST_JUDGED)]

@@ -5,13 +5,15 @@ the non-parametric estimate of diffusion time (`dte`): the empirical model (1 / 
 x_i has sample-point bandwidths h_i (Breiman, Meisel & Purcell 1977, eq. 2.2), and for small noise the s^2 that explains x
 best is governed by the smallest |x - x_i| / h_i.
 
-Vectors are so measured in the units of each normal's neighbourhood, and in two views: whitened, where a broken correlation is
-far, but noise in a direction of little variance counts as much as all else, and with their columns merely scaled, where it is
-the other way round. Pictures are compared with the one nearest after global contrast normalisation: in raw pixels brightness
-and contrast decide, which tell little of what is shown, and local units serve digits and photos worse than one unit
-(docs/pictures.md).
+Vectors are so measured in the units of each normal's neighbourhood, and in three views: whitened, where a broken correlation
+is far, but noise in a direction of little variance counts as much as all else; with their columns merely scaled, where it is
+the other way round; and so once more with units that have no bounds, where what lies just outside a dense region is far, as
+near as it would be elsewhere (as by local outlier factors: Breunig et al. 2000). Pictures are compared with the one nearest
+after global contrast normalisation: in raw pixels brightness and contrast decide, which tell little of what is shown, and
+local units serve digits and photos worse than one unit (docs/pictures.md).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +34,9 @@ COPY = 1e-5  # of a signature's length: how far a copy may lie by rounding, and 
 # Chosen by experiments/selection.py, like the constants of the whitening in `defaults`.
 BANDWIDTH_NEIGHBOURS = 10
 MAX_UNIT_RATIO = 1.3
+MARGIN = 0.5
 TERMS = 300
+NO_BOUNDS = 1e3  # of units, but for those that copies make 0
 FEWEST, MOST = 3, 10  # the ends of the range in which TERMS decides
 
 
@@ -40,7 +44,8 @@ class Near(NamedTuple):
     """What is kept of normals: M signatures of D values, seen in V views.
 
     bank: [M, D]. weights: [V, D], of the columns in each view. units: [V, M], in which the distance from each normal is
-    measured. usual: [V, 2], mean and standard deviation of the logarithms of normals' distances from the others.
+    measured. usual: [V, 2], mean and standard deviation of the logarithms of normals' distances from the others; in the view
+    of units without bounds the mean is MARGIN deviations higher.
     """
 
     bank: Array
@@ -75,8 +80,8 @@ def most_rows(shape: tuple[int, ...]) -> int:
     return max(1, min(MOST_ROWS, MOST_VALUES // values))
 
 
-def views_of(deviations: np.ndarray | None, width: int) -> np.ndarray:
-    """The weights of the columns in each view, [V, width]: all 1, and the deviations that whitening has taken from them."""
+def columns_of(deviations: np.ndarray | None, width: int) -> np.ndarray:
+    """The ways to weigh the columns, [1 or 2, width]: all 1, and the deviations that whitening has taken from them."""
     ones = np.ones((1, width), np.float32)
     return ones if deviations is None else np.concatenate([ones, deviations[None].astype(np.float32)])
 
@@ -84,20 +89,28 @@ def views_of(deviations: np.ndarray | None, width: int) -> np.ndarray:
 # --- in which unit ------------------------------------------------------------------------------------------------------
 
 
-def bandwidths(bank: np.ndarray, count: int = BANDWIDTH_NEIGHBOURS, clip: float = MAX_UNIT_RATIO) -> np.ndarray:
-    """h_i = sqrt(mean of the k smallest |x_i - x_j|^2, j != i), within [m / c, c m] of the row's group: [N].
+def bandwidths(
+    bank: np.ndarray, count: int = BANDWIDTH_NEIGHBOURS, clips: Sequence[float] = (MAX_UNIT_RATIO,)
+) -> np.ndarray:
+    """h_i = sqrt(mean of the k smallest |x_i - x_j|^2, j != i), within [m / c, c m] of the row's group: [len(clips), N].
 
-    k: `count`, c: `clip` >= 1; c = 1 gives the rows of a group one unit. m: the median of the h_i > 0 of a group of about one
-    density (`densities.groups`). Units without bounds would hide how sparse a region is, which is what tells anomalies in
-    tables, whose densities differ by orders of magnitude, but without gaps: most of their units lie beyond c = 1.3, of those
-    of embeddings about a tenth. Where all rows are copies of others, or there is one row alone, no scale is known, and m = 1.
+    k: `count`, c: each of the clips, >= 1; c = 1 gives the rows of a group one unit. m: the median of the h_i > 0 of a group
+    of about one density (`densities.groups`). Units without bounds alone would hide how sparse a region is, which is what
+    tells anomalies in tables, whose densities differ by orders of magnitude, but without gaps: most of their units lie beyond
+    c = 1.3, of those of embeddings about a tenth. Where all rows are copies of others, or there is one row alone, no scale is
+    known, and m = 1.
     """
     if len(bank) == 1:
-        return np.ones(1)
+        return np.ones((len(clips), 1))
     k = min(count, len(bank) - 1)
     # A row's nearest is itself, or a copy at the same distance 0.
     found, places = neighbours.knn(bank, bank, k + 1)
     h = np.sqrt(np.square(found[:, 1:], dtype=np.float64).mean(axis=1))
+    return np.stack([_bounded(h, places, clip) for clip in clips])
+
+
+def _bounded(h: np.ndarray, places: np.ndarray, clip: float) -> np.ndarray:
+    """The units h [N] of rows with their neighbours' places [N, K], within the bounds of each group."""
     m, group = np.ones(len(h)), densities.groups(h, places, clip)
     for one in range(1 + group.max()):
         own = h[(group == one) & (h > 0)]
@@ -124,19 +137,27 @@ def remember(
     deviations: np.ndarray | None = None,
     bandwidth: tuple[int, float] = (BANDWIDTH_NEIGHBOURS, MAX_UNIT_RATIO),
     terms: float = TERMS,
+    margin: float = MARGIN,
 ) -> tuple[Near, np.ndarray]:
     """What is kept of normals of a shape, and how far normals with the given signatures [N, D] are from the others, [N].
 
     bank: signatures [M, D]. members: bool [N], which of the N the bank holds; none is its own neighbour. deviations: [D] of
-    whitened vectors, see `views_of`. bandwidth: the arguments of `bandwidths`, which gives vectors their units; pictures
-    have one.
+    whitened vectors, see `columns_of`. bandwidth: neighbours and clip of `bandwidths`, which gives vectors their units;
+    pictures have one. margin: how many deviations farther a datum must be in the view of units without bounds than in others
+    to be as far, since of three views one is the more often far by chance; inf leaves the view out.
     """
-    vectors = len(shape) == 1
-    weights = views_of(deviations if vectors else None, bank.shape[1])
     count = neighbour_count(shape, terms)
-    units = np.stack([bandwidths(bank * w, *bandwidth) if vectors else np.ones(len(bank)) for w in weights])
+    weights, units = columns_of(None, bank.shape[1]), np.ones((1, len(bank)))
+    if vectors := len(shape) == 1:
+        weights = columns_of(deviations, bank.shape[1])
+        bounded, free = np.stack(
+            [bandwidths(bank * w, bandwidth[0], (bandwidth[1], NO_BOUNDS)) for w in weights], axis=1
+        )
+        weights, units = np.append(weights, weights[-1:], axis=0), np.append(bounded, free[-1:], axis=0)
     found = np.stack([_among(bank * w, h, signatures * w, members, count) for w, h in zip(weights, units, strict=True)])
     usual = np.stack([_usual(own) for own in found])
+    if vectors:
+        usual[-1, 0] += margin * usual[-1, 1]
     near = Near(*(jnp.asarray(array, jnp.float32) for array in (bank, weights, units, usual)))
     return near, _farthest(found, usual).astype(np.float32)
 

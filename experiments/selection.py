@@ -52,6 +52,7 @@ class Settings(NamedTuple):
     bandwidth_neighbours: int = 3
     terms: float = 0.0
     views: int = 1
+    margin: float = np.inf
 
 
 # Pooling ends at 1: beyond, columns keep the unit that they came in, whatever it is.
@@ -62,6 +63,7 @@ GRID: dict[str, tuple[float, ...]] = {
     "bandwidth_neighbours": (1, 3, 5, 10),
     "terms": (0.0, 100.0, 300.0, 1000.0, np.inf),
     "views": (1, 2),
+    "margin": (0.0, 0.25, 0.5, 1.0, np.inf),
 }
 
 
@@ -112,6 +114,7 @@ def separations(problem: Problem, candidates: Sequence[Settings]) -> list[dict[s
             transform.deviations if settings.views == 2 else None,
             (settings.bandwidth_neighbours, settings.clip),
             settings.terms,
+            settings.margin,
         )
         scores = joined(partial(distances, nearness.filled(near), terms=settings.terms), rows, BATCH)
         normal, *others = np.split(scores, ends)

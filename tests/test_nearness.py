@@ -121,11 +121,11 @@ def test_units_are_those_of_the_neighbourhood_within_bounds() -> None:
     for rows in (bank, groups):
         h = np.sqrt((brute_nearest(rows, rows, 4)[:, 1:] ** 2).mean(axis=1))
         m = np.repeat(np.median(h.reshape(-1, 120), axis=1), 120)
-        assert_allclose(nearness.bandwidths(rows, 3, clip=1.5), np.clip(h, m / 1.5, 1.5 * m), rtol=1e-4)
+        assert_allclose(nearness.bandwidths(rows, 3, (1.5,))[0], np.clip(h, m / 1.5, 1.5 * m), rtol=1e-4)
         assert (h < m / 1.5).any() and (h > 1.5 * m).any(), "both bounds count"
-    assert len(set(nearness.bandwidths(np.ones((10, 3), np.float32)))) == 1
+    assert len(set(nearness.bandwidths(np.ones((10, 3), np.float32))[0])) == 1
     mostly = np.concatenate([np.zeros((30, 2)), RNG.normal(size=(9, 2))]).astype(np.float32)
-    h = nearness.bandwidths(mostly)
+    h = nearness.bandwidths(mostly, 10, (1.3, nearness.NO_BOUNDS))
     assert (h > 0).all() and np.isfinite(h).all()
 
 
@@ -134,7 +134,7 @@ def test_vectors_are_measured_in_the_units_of_each_neighbourhood() -> None:
     scale = np.repeat([[1.0], [1.5]], 20, axis=0)
     bank, new = (3 * scale + scale * RNG.normal(size=(40, 6)) for _ in range(2))
     bank, new = bank.astype(np.float32), new.astype(np.float32)
-    units = nearness.bandwidths(bank)
+    units = nearness.bandwidths(bank)[0]
     assert units.max() > 1.3 * units.min()
     for offset in (0, 300):
         expected = brute_nearest(new, bank, 10, units).mean(axis=1)
@@ -147,12 +147,14 @@ def test_vectors_are_measured_in_the_units_of_each_neighbourhood() -> None:
     close = (1 + 1e-3 * bank).astype(np.float32)
     again = close * np.float32(1 + 1e-7)
     near, found = nearness.remember(close, again, np.ones(40, bool), VECTORS)
-    assert_allclose(near.units, nearness.bandwidths(close)[None], rtol=1e-6)
-    others = brute_nearest(close, close, 11, nearness.bandwidths(close))[:, 1:].mean(axis=1)
-    assert_allclose(found, standardised(others), atol=0.02)
+    assert_allclose(near.units, nearness.bandwidths(close, 10, (1.3, nearness.NO_BOUNDS)), rtol=1e-6)
+    bounded, free = (
+        standardised(brute_nearest(close, close, 11, h)[:, 1:].mean(axis=1)) for h in np.asarray(near.units)
+    )
+    assert_allclose(found, np.maximum(bounded, free - nearness.MARGIN), atol=0.02)
 
 
-def test_the_farther_of_two_views_counts() -> None:
+def test_the_farthest_of_the_views_counts() -> None:
     """What whitening blows up hides the middle of a ring, and what it does not a broken correlation."""
     turn = np.linalg.qr(RNG.normal(size=(30, 30)))[0]
 
@@ -188,6 +190,23 @@ def test_the_farther_of_two_views_counts() -> None:
     assert alone > 0.9 and both > alone - 0.03
 
 
+def test_what_lies_just_outside_a_dense_region_is_found_by_units_without_bounds() -> None:
+    """Normals ever sparser along a line: at its dense end even anomalies are nearer than a bounded unit."""
+    draw = np.random.default_rng(0)
+
+    def drawn(count: int, further: float) -> np.ndarray:
+        place = draw.uniform(size=(count, 1))
+        return np.append(20 * place, further * 30**place / 30 * draw.normal(size=(count, 4)), axis=1).astype(np.float32)
+
+    bank, rows = drawn(1000, 1), np.concatenate([drawn(400, 1), drawn(400, 2.5)])
+
+    def auroc(margin: float) -> float:
+        near, _ = nearness.remember(bank, bank, np.ones(1000, bool), (5,), margin=margin)
+        return float(roc_auc_score(np.repeat([0, 1], 400), nearness.distances(near, jnp.asarray(rows))))
+
+    assert auroc(np.inf) < 0.8 < 0.85 < auroc(nearness.MARGIN)
+
+
 @pytest.mark.parametrize("unit", [0.01, 1.0, 100.0])
 def test_copies_are_at_distance_0_whatever_rounding_says(unit: float) -> None:
     """Ten copies of each row, and new ones that differ in the last bits; far from the origin, too."""
@@ -205,7 +224,7 @@ def test_copies_are_at_distance_0_whatever_rounding_says(unit: float) -> None:
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_of_fewer_normals_than_neighbours_all_are_compared(count: int) -> None:
     bank, new = RNG.normal(size=(count, 6)).astype(np.float32), RNG.normal(size=(5, 6)).astype(np.float32)
-    units = nearness.bandwidths(bank)
+    units = nearness.bandwidths(bank)[0]
     assert_allclose(distances(near_of(bank, units), new), (brute(new, bank) / units).mean(axis=1), rtol=1e-5)
     others = (brute(bank, bank) / units).sum(axis=1) / max(1, count - 1)
     near, found = nearness.remember(bank, bank, np.ones(count, bool), VECTORS)
@@ -232,7 +251,7 @@ def test_a_run_scores_vectors_by_their_nearest_normals(tmp_path: Path, monkeypat
     transform, new = trained.statistics.transform, RNG.normal(size=(200, 5)).astype(np.float32) * 4
     bank, chosen = transform.apply(dataset.train[:]), evenly_spaced(300, 150)
     near, found = nearness.remember(bank, bank[chosen], np.ones(150, bool), (5,), transform.deviations)
-    assert near.weights.shape == (2, 5)
+    assert near.weights.shape == (3, 5)
     assert_allclose(trained.score(new), nearness.distances(near, jnp.asarray(transform.apply(new))), atol=1e-3)
     assert_allclose(trained.statistics.normal_scores, np.sort(found), atol=1e-3)
     # A bank that is thinned holds some of the normals that the threshold is of.
