@@ -1,5 +1,6 @@
 """The diffusion detectors of Table 1 as a scikit-learn estimator: fit it on normal rows, judge any others."""
 
+from numbers import Real
 from typing import Self
 
 import numpy as np
@@ -56,8 +57,8 @@ class DiffusionDetector(BaseEstimator):
     def fit(self, X: ArrayLike, y: object = None) -> Self:
         """Fits on normal rows X [N, D], N >= 8; y is not read. Raises InputError, a ValueError, on what is not allowed."""
         check_choice("method", self.method, DIFFUSION)
-        if not 0 < self.false_alarms <= 0.5:
-            raise InputError(f"false_alarms: found {self.false_alarms}, allowed are numbers above 0, up to 0.5")
+        if not (isinstance(self.false_alarms, Real) and 0 < self.false_alarms <= 0.5):
+            raise InputError(f"false_alarms: found {self.false_alarms!r}, allowed are numbers above 0, up to 0.5")
         rows: np.ndarray = validate_data(self, X, dtype=DTYPES, ensure_min_samples=MIN_TRAIN_ROWS)
         fit, random = METHODS[self.method], check_random_state(self.random_state)
         seed = random.randint(2**31 - 1)

@@ -54,9 +54,14 @@ class Detection(NamedTuple):
 def detect(name: str, train: Rows, test: Rows, seed: int = 0) -> Detection:
     """Fits METHODS[name] on the normals `train` [N, D] and scores `test` [M, D]; the same for the same arguments.
 
-    Raises InputError on an unknown name and on rows that are not finite vectors of one width; Diverged where training failed.
+    Raises InputError on an unknown name, on rows that are not finite vectors of one width, and on none; Diverged where
+    training failed.
     """
     check_choice("method", name, METHODS)
+    if odd := [rows for rows in (train, test) if not hasattr(rows, "shape")]:
+        raise InputError(f"{name}: found rows as a {type(odd[0]).__name__}, allowed are arrays [N, D]")
+    if not len(test):
+        raise InputError(f"{name}: found no test rows, needed is one or more")
     if len(train.shape) != 2 or train.shape[1:] != test.shape[1:]:
         raise InputError(f"{name}: train has shape {train.shape}, test {test.shape}, allowed are [N, D] and [M, D]")
     started = time.perf_counter()

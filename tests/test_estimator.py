@@ -100,8 +100,8 @@ def test_a_network_s_threshold_is_of_normals_that_it_has_not_seen(few_folds: Non
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(InputError, match=r"method: found 'our'; did you mean 'ours'\?"):
         DiffusionDetector("our").fit(normals(20))
-    for rate in (0, 0.6, -1):
-        with pytest.raises(InputError, match=f"false_alarms: found {rate}, allowed are numbers above 0"):
+    for rate in (0, 0.6, -1, "5%"):
+        with pytest.raises(InputError, match=f"false_alarms: found {rate!r}, allowed are numbers above 0"):
             DiffusionDetector(false_alarms=rate).fit(normals(20))
     with pytest.raises(ValueError, match="minimum of 8 is required"):
         DiffusionDetector().fit(normals(7))

@@ -123,6 +123,11 @@ def test_bad_arguments_are_refused() -> None:
         detect("ddmp", train, test)
     with pytest.raises(InputError, match=r"ours: train has shape \(20, 6\), test \(60, 5\)"):
         detect("ours", train, test[:, :5])
+    with pytest.raises(InputError, match="ours: found rows as a list, allowed are arrays"):
+        detect("ours", train, test.tolist())  # type: ignore[arg-type]
+    for name in ("ours", "copod", "dte_np"):
+        with pytest.raises(InputError, match=f"{name}: found no test rows, needed is one or more"):
+            detect(name, train, test[:0])
 
 
 def test_divergence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
