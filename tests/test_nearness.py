@@ -265,7 +265,7 @@ def test_a_run_scores_vectors_by_their_nearest_normals(tmp_path: Path, monkeypat
     assert (trained.score(draw(2000)) > trained.statistics.threshold).mean() == pytest.approx(0.05, abs=0.04)
 
 
-@pytest.mark.parametrize("held_out", [0, 60])
+@pytest.mark.parametrize("held_out", [pytest.param(0, marks=pytest.mark.slow), 60])
 def test_a_run_keeps_its_normals_and_finds_what_is_near_none(
     held_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
