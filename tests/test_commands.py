@@ -249,6 +249,7 @@ def test_a_folder_of_sets_gives_a_run_each_and_their_mean(tmp_path: Path) -> Non
     assert not (workdir / "near" / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_the_ablation_changes_one_thing_at_a_time(tmp_path: Path) -> None:
     draw, folder = np.random.default_rng(0), tmp_path / "sets"
     folder.mkdir()

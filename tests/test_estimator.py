@@ -60,6 +60,7 @@ def test_folds_and_networks_are_drawn_by_random_state(few_folds: None, monkeypat
     assert not np.allclose(first.score_samples(rows), other.score_samples(rows))
 
 
+@pytest.mark.slow
 def test_of_few_rows_the_threshold_is_of_detectors_that_know_nearly_all() -> None:
     """Of 150 rows about 20 topics a fifth tells much: to what was fitted without it these rows are stranger than new ones."""
     topics = np.random.default_rng(0).normal(size=(20, 300)) / 300**0.5

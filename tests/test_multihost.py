@@ -134,6 +134,7 @@ def test_two_processes_train_what_one_trains(workdirs: dict[str, Path]) -> None:
     np.testing.assert_allclose(one.statistics.judge.mean, two.statistics.judge.mean, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_by_pmap(
     arguments: tuple[str, ...], workdirs: dict[str, Path], tmp_path: Path
 ) -> None:
