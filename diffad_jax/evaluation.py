@@ -156,7 +156,7 @@ def fit_judge(
     """What scores are judged by, fitted on transformed normals[chosen]: judge, threshold, the scores of these, sorted.
 
     normals: [N, ...]; as many as there is room for are kept where the combination asks for the nearest. chosen: int [n].
-    deviations: see `nearness.columns_of`.
+    deviations: see `nearness.views_of`.
     """
     rows = normals[chosen]
     if combination == MEMORY:

@@ -80,12 +80,6 @@ def most_rows(shape: tuple[int, ...]) -> int:
     return max(1, min(MOST_ROWS, MOST_VALUES // values))
 
 
-def columns_of(deviations: np.ndarray | None, width: int) -> np.ndarray:
-    """The ways to weigh the columns, [1 or 2, width]: all 1, and the deviations that whitening has taken from them."""
-    ones = np.ones((1, width), np.float32)
-    return ones if deviations is None else np.concatenate([ones, deviations[None].astype(np.float32)])
-
-
 # --- in which unit ------------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +112,19 @@ def _bounded(h: np.ndarray, places: np.ndarray, clip: float) -> np.ndarray:
     return np.clip(h, m / clip, clip * m)
 
 
+def views_of(bank: np.ndarray, deviations: np.ndarray | None, count: int, clip: float) -> tuple[np.ndarray, np.ndarray]:
+    """The views of vectors: the weights of the columns, [V, D], and the units of the bank [M, D] in each, [V, M].
+
+    The columns as they are, and, where whitening has taken deviations [D] from them, with these given back, in units within
+    the clip; then the last of these once more, in units without bounds.
+    """
+    ones = np.ones(bank.shape[1], np.float32)
+    weights = [ones] if deviations is None else [ones, deviations.astype(np.float32)]
+    units = [bandwidths(bank * w, count, (clip,)) for w in weights[:-1]]
+    units.append(bandwidths(bank * weights[-1], count, (clip, NO_BOUNDS)))
+    return np.stack([*weights, weights[-1]]), np.concatenate(units)
+
+
 def neighbour_count(shape: tuple[int, ...], terms: float = TERMS) -> int:
     """How many of the nearest normals a datum of a shape is compared with: 1 for pictures, k = terms / D within 3 and 10.
 
@@ -142,18 +149,15 @@ def remember(
     """What is kept of normals of a shape, and how far normals with the given signatures [N, D] are from the others, [N].
 
     bank: signatures [M, D]. members: bool [N], which of the N the bank holds; none is its own neighbour. deviations: [D] of
-    whitened vectors, see `columns_of`. bandwidth: neighbours and clip of `bandwidths`, which gives vectors their units;
-    pictures have one. margin: how many deviations farther a datum must be in the view of units without bounds than in others
-    to be as far, since of three views one is the more often far by chance; inf leaves the view out.
+    whitened vectors. bandwidth: count and clip of `views_of`, which gives vectors their units; pictures have one. margin: how
+    many deviations farther a datum must be in the view of units without bounds than in others to be as far, since of three
+    views one is the more often far by chance; inf leaves the view out.
     """
-    count = neighbour_count(shape, terms)
-    weights, units = columns_of(None, bank.shape[1]), np.ones((1, len(bank)))
-    if vectors := len(shape) == 1:
-        weights = columns_of(deviations, bank.shape[1])
-        bounded, free = np.stack(
-            [bandwidths(bank * w, bandwidth[0], (bandwidth[1], NO_BOUNDS)) for w in weights], axis=1
-        )
-        weights, units = np.append(weights, weights[-1:], axis=0), np.append(bounded, free[-1:], axis=0)
+    count, vectors = neighbour_count(shape, terms), len(shape) == 1
+    if vectors:
+        weights, units = views_of(bank, deviations, *bandwidth)
+    else:
+        weights, units = np.ones((1, bank.shape[1]), np.float32), np.ones((1, len(bank)))
     found = np.stack([_among(bank * w, h, signatures * w, members, count) for w, h in zip(weights, units, strict=True)])
     usual = np.stack([_usual(own) for own in found])
     if vectors:
