@@ -24,7 +24,7 @@ from jax import Array
 from diffad_jax import densities, neighbours
 
 SIDE = 32  # pixels
-MOST_VALUES, MOST_ROWS = 2**24, 2**15  # of a bank: 64 MiB, and 32 MiB of distances for a batch of 256, in each view
+MOST_VALUES, MOST_ROWS = 2**24, 2**15  # of a bank: 64 MiB
 SOFTENING = 0.2  # of pictures in [-1, 1], whose deviation is about 0.5: what has less keeps some of its faintness
 # Of what the bank holds, and of what is nearer: the same in each detector of some normals, whose thresholds would otherwise
 # part what all of them know.
@@ -183,7 +183,7 @@ def distances(near: Near, x: Array, terms: float = TERMS) -> Array:
         count = jnp.minimum(k, jnp.isfinite(units).sum())
         return jnp.where(jnp.arange(k) < count, found, 0).sum(axis=1) / count
 
-    return _farthest(jnp.stack([mean_distance(*view) for view in zip(near.weights, near.units)]), near.usual)
+    return _farthest(jax.lax.map(lambda view: mean_distance(*view), (near.weights, near.units)), near.usual)
 
 
 def filled(near: Near) -> Near:
