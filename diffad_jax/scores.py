@@ -138,20 +138,19 @@ def reconstruct(
 
 
 def mean_over_draws(
-    drawn: Callable[[Key], Array], compared: Callable[[Array], Array], key: Array, num_draws: int
+    drawn: Callable[[Key], Array], compared: Callable[[Array], Array], like: Array, key: Array, num_draws: int
 ) -> tuple[Array, Array]:
-    """(mean of compared(x), mean of x) over num_draws x = drawn(key'), whose keys come in antithetic pairs (`Mirrored`)."""
+    """(mean of compared(x), mean of x) over num_draws x = drawn(key'), whose keys come in antithetic pairs (`Mirrored`).
 
-    def one(number: Array) -> tuple[Array, Array]:
-        x = drawn(Mirrored(fold_in(key, number // 2), 1 - 2.0 * (number % 2)))
-        return compared(x), x
+    like: an array of the shape and type of x, so that a network need not be traced to know them.
+    """
 
     def add(total: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
-        return jax.tree.map(jnp.add, total, one(number)), None
+        x = drawn(Mirrored(fold_in(key, number // 2), 1 - 2.0 * (number % 2)))
+        return (total[0] + compared(x), total[1] + x), None
 
-    numbers = jnp.arange(num_draws)
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, numbers[0]))
-    (error, x), _ = jax.lax.scan(add, zeros, numbers)
+    zeros = jax.tree.map(jnp.zeros_like, (jax.eval_shape(compared, like), like))
+    (error, x), _ = jax.lax.scan(add, zeros, jnp.arange(num_draws))
     return error / num_draws, x / num_draws
 
 
@@ -214,7 +213,7 @@ def reconstruction(
             def drawn(key: Key) -> Array:
                 return reconstruct(process, sampler, denoise, x_0, t, num_steps, key, grid)[1]
 
-            error, mean = mean_over_draws(drawn, compared, key, num_draws)
+            error, mean = mean_over_draws(drawn, compared, x_0, key, num_draws)
             found = [error]
             if bias:
                 found.append(compared(mean))

@@ -170,7 +170,7 @@ def test_a_run_with_a_memory_finds_scratches_and_draws_them(tiles: Path, tmp_pat
     config.data = {"name": "mvtec", "path": str(tiles), "size": SIZE}
     config.transform = {"name": "contrast"}
     config.denoiser.sigma_data = 0.5
-    config.model.update({"channels": 16, "channel_multipliers": (1, 2), "patch_size": 2})
+    config.model.patch_size = 2
     config.training.num_steps = 20
     config.score = {"name": "one_step", "times": (0.3, 0.4), "num_draws": 2, "bias": True, "gradients": True}
     config.scoring.update({"combination": "memory", "batch_size": 16})
