@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from diffad_jax import baselines
 from diffad_jax.data.dataset import MIN_TRAIN_ROWS
 from diffad_jax.errors import InputError, check_choice
 from diffad_jax.methods import METHODS, Scorer
@@ -18,6 +19,8 @@ from diffad_jax.metrics import threshold
 DIFFUSION = ("ours", "dte_np", "ddpm", "dit", "dte_c")
 # Of few rows a fifth tells much of the columns, and what was fitted without it is stricter, or laxer, than the whole.
 FEW_ROWS, FOLDS_OF_FEW, FOLDS = 1000, 20, 5
+# Rows that are left out for each that is expected to be no normal (docs/results.md).
+LEFT_OUT, MOST_SUSPECTED = 2, 0.25
 DTYPES = [np.float64, np.float32]
 
 
@@ -28,12 +31,13 @@ class DiffusionDetector(BaseEstimator):
     which train one; see `methods`. false_alarms: the share of new normals that are called anomalous, in (0, 0.5].
     ordered: whether the rows follow each other in time, as those of a sensor do: neighbours are then alike, and the
     folds are runs of rows, as a row's neighbours in a random fold would make new ones look strange.
+    suspected: the share of the rows, in [0, 0.25], that are expected to be no normals: see `trusted`, and `offset_`.
     random_state: of the networks, of the folds, and of which rows are kept where they are many, as scikit-learn takes it.
 
     A row's score is the higher, the more normal it is, and `predict` calls those below `offset_` anomalous, -1. The offset
     is the `metrics.threshold` of `scores_`, the scores [N] of the training rows, each found by a detector that was fitted on
     the others but for a fifth of all, or a twentieth of up to 1,000 that are not ordered: one that knows a row finds it more
-    normal than new ones.
+    normal than new ones. The `suspected` N lowest scores do not count.
     """
 
     scorer_: Scorer
@@ -47,11 +51,13 @@ class DiffusionDetector(BaseEstimator):
         *,
         false_alarms: float = 0.05,
         ordered: bool = False,
+        suspected: float = 0.0,
         random_state: int | np.random.RandomState | None = 0,
     ):
         self.method = method
         self.false_alarms = false_alarms
         self.ordered = ordered
+        self.suspected = suspected
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: object = None) -> Self:
@@ -59,18 +65,22 @@ class DiffusionDetector(BaseEstimator):
         check_choice("method", self.method, DIFFUSION)
         if not (isinstance(self.false_alarms, Real) and 0 < self.false_alarms <= 0.5):
             raise InputError(f"false_alarms: found {self.false_alarms!r}, allowed are numbers above 0, up to 0.5")
+        if not (isinstance(self.suspected, Real) and 0 <= self.suspected <= MOST_SUSPECTED):
+            raise InputError(f"suspected: found {self.suspected!r}, allowed are numbers from 0 to 0.25")
         rows: np.ndarray = validate_data(self, X, dtype=DTYPES, ensure_min_samples=MIN_TRAIN_ROWS)
         fit, random = METHODS[self.method], check_random_state(self.random_state)
         seed = random.randint(2**31 - 1)
+        learnt = trusted(rows, self.suspected, seed)
         few = len(rows) <= FEW_ROWS and not self.ordered  # short runs have their like beside them
         folds = min(FOLDS_OF_FEW, len(rows)) if few else FOLDS
         place = random.permutation(len(rows))
         fold = np.arange(len(rows)) * folds // len(rows) if self.ordered else place % folds
         self.scores_ = np.empty(len(rows))
         for i in range(folds):
-            self.scores_[fold == i] = -fit(rows[fold != i], seed)(rows[fold == i])
-        self.offset_ = -threshold(-self.scores_, 1 - self.false_alarms)
-        self.scorer_ = fit(rows, seed)
+            self.scores_[fold == i] = -fit(rows[learnt & (fold != i)], seed)(rows[fold == i])
+        normal = np.sort(self.scores_)[round(self.suspected * len(rows)) :]
+        self.offset_ = -threshold(-normal, 1 - self.false_alarms)
+        self.scorer_ = fit(rows[learnt], seed)
         return self
 
     def score_samples(self, X: ArrayLike) -> np.ndarray:
@@ -90,3 +100,15 @@ class DiffusionDetector(BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.estimator_type = "outlier_detector"
         return tags
+
+
+def trusted(rows: np.ndarray, suspected: float, seed: int) -> np.ndarray:
+    """Which rows [N, D] are left when 2 `suspected` N are gone that an isolation forest isolates soonest: bool [N].
+
+    Distances from the nearest cannot tell anomalies that have their like among the rows; a tree that sees 256 of them sees
+    few of these (Liu et al. 2008, section 2.2, on swamping and masking).
+    """
+    learnt = np.ones(len(rows), bool)
+    if count := round(LEFT_OUT * suspected * len(rows)):
+        learnt[np.argsort(baselines.iforest(rows, rows, seed), kind="stable")[-count:]] = False
+    return learnt

@@ -93,6 +93,25 @@ def test_of_rows_that_it_knows_none_is_called_anomalous() -> None:
         assert fitted.predict(np.full((1, 4), 0.5)) == -1
 
 
+def test_anomalies_among_the_rows_are_left_out_where_they_are_expected(few_folds: None) -> None:
+    """A group of twelve, alike, so that each is near another one: only its like among the rows makes it usual."""
+
+    def group(count: int, seed: int) -> np.ndarray:
+        return 2.5 * np.linspace(0.1, 3, WIDTH) + 0.1 * normals(count, seed)
+
+    rows, new = np.concatenate([normals(388), group(12, 1)]), normals(2000, 2)
+    careless, careful = DiffusionDetector().fit(rows), DiffusionDetector(suspected=0.03).fit(rows)
+    assert (careless.predict(group(200, 3)) == -1).mean() < 0.25
+    assert (careful.predict(group(200, 3)) == -1).mean() > 0.9
+    # The threshold is that of normals: 12 rows of the 400 do not count, of whichever kind they are.
+    assert (careful.predict(new) == -1).mean() < 0.09
+    assert careful.scores_.shape == (400,) and np.mean(careful.scores_ < careful.offset_) == pytest.approx(
+        0.08, abs=0.01
+    )
+    learnt = estimator.trusted(rows, 0.03, 0)
+    assert learnt.sum() == 376 and not learnt[-12:].any() and estimator.trusted(rows, 0.0, 0).all()
+
+
 def test_a_network_s_threshold_is_of_normals_that_it_has_not_seen(few_folds: None) -> None:
     flagged, hits = shares_flagged("dte_c", 0.1)
     assert flagged < 0.16 and hits > 0.9
@@ -104,6 +123,10 @@ def test_bad_arguments_are_refused() -> None:
     for rate in (0, 0.6, -1, "5%"):
         with pytest.raises(InputError, match=f"false_alarms: found {rate!r}, allowed are numbers above 0"):
             DiffusionDetector(false_alarms=rate).fit(normals(20))
+    for share in (-0.1, 0.3, "auto"):
+        with pytest.raises(InputError, match=f"suspected: found {share!r}, allowed are numbers from 0 to 0.25"):
+            DiffusionDetector(suspected=share).fit(normals(20))
+    assert DiffusionDetector(suspected=0.25).fit(normals(8)).predict(normals(8)).shape == (8,)
     with pytest.raises(ValueError, match="minimum of 8 is required"):
         DiffusionDetector().fit(normals(7))
 
