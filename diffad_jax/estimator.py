@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from diffad_jax import baselines
 from diffad_jax.data.dataset import MIN_TRAIN_ROWS
 from diffad_jax.errors import InputError, check_choice
-from diffad_jax.methods import METHODS, Scorer
+from diffad_jax.methods import METHODS, Distances, Scorer
 from diffad_jax.metrics import threshold
 
 # Not dte_ig, which trains longer from 500 rows on: a part of the rows would tell nothing of the whole.
@@ -95,6 +95,18 @@ class DiffusionDetector(BaseEstimator):
     def predict(self, X: ArrayLike) -> np.ndarray:
         """[M, D] -> int [M]: 1 for a normal row, -1 for an anomaly."""
         return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def expected(self, X: ArrayLike) -> np.ndarray:
+        """What rows would be, were they normal, by "ours": [M, D] -> float32 [M, D].
+
+        The mean of the nearest training rows, in the view in which a row is farthest from them (`nearness`). The columns in
+        which a row differs most from it, each in its standard deviations, are why the row is strange.
+        Raises InputError for other methods.
+        """
+        check_is_fitted(self)
+        if not isinstance(self.scorer_, Distances):
+            raise InputError(f"method: found {self.method!r}, expected rows are told by 'ours' alone")
+        return self.scorer_.expected(validate_data(self, X, dtype=DTYPES, reset=False))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
