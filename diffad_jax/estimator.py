@@ -10,6 +10,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from diffad_jax import baselines
+from diffad_jax.data import transforms
 from diffad_jax.data.dataset import MIN_TRAIN_ROWS
 from diffad_jax.errors import InputError, check_choice
 from diffad_jax.methods import METHODS, Distances, Scorer
@@ -68,6 +69,7 @@ class DiffusionDetector(BaseEstimator):
         if not (isinstance(self.suspected, Real) and 0 <= self.suspected <= MOST_SUSPECTED):
             raise InputError(f"suspected: found {self.suspected!r}, allowed are numbers from 0 to 0.25")
         rows: np.ndarray = validate_data(self, X, dtype=DTYPES, ensure_min_samples=MIN_TRAIN_ROWS)
+        transforms.check_rows(rows, rows.shape[1:])  # whole: what a fold refuses has the fold's numbers
         fit, random = METHODS[self.method], check_random_state(self.random_state)
         seed = random.randint(2**31 - 1)
         learnt = trusted(rows, self.suspected, seed)
@@ -122,5 +124,5 @@ def trusted(rows: np.ndarray, suspected: float, seed: int) -> np.ndarray:
     """
     learnt = np.ones(len(rows), bool)
     if count := round(LEFT_OUT * suspected * len(rows)):
-        learnt[np.argsort(baselines.iforest(rows, rows, seed), kind="stable")[-count:]] = False
+        learnt[np.argsort(baselines.fit_score("iforest", rows, rows, seed), kind="stable")[-count:]] = False
     return learnt

@@ -407,8 +407,10 @@ def test_whiten_takes_the_oas_covariance_to_the_identity(
     light, common = (kurtosis < 5) & (variance > 0), np.median(variance[variance > 0])
     quartiles = np.quantile(rows, (0.25, 0.75), axis=0)
     light |= (variance > 0) & (quartiles[1] - quartiles[0] >= 0.6 * np.sqrt(variance))
-    assert 0 < (3 * variance[light] < common).sum() < 59
+    light |= np.where(variance > 0, variance, 1.0) < common / 100**2
+    assert 0 < (3 * variance[light] < common).sum() < 59 and light[10]
     scale = np.sqrt(variance + 0.1 * participation * np.where(light, np.minimum(3 * variance, common), common))
+    scale[10] = 1.0
     transform = transforms.fit("whiten", wide, pooling=0.1)
     matrix = transform.arrays["matrix"] * scale[:, None]
     np.testing.assert_allclose(matrix.T @ oas(rows / scale)[0] @ matrix, np.eye(60), atol=1e-8)
@@ -419,25 +421,27 @@ def test_whiten_takes_the_oas_covariance_to_the_identity(
     np.testing.assert_allclose(spheres @ spheres.T, np.eye(60) * (spheres @ spheres.T)[0, 0], atol=1e-9)
 
 
-def test_a_measurement_in_a_small_unit_is_not_whitened_away() -> None:
-    """20 temperatures and a vibration, which goes wrong by 12 deviations; a rare activation of that size counts for less.
+def test_a_column_in_a_small_unit_is_not_whitened_away() -> None:
+    """Columns that vary by 0.05 beside temperatures, and go wrong by 12 deviations.
 
-    Also where the vibration is skewed and its tail heavy.
+    Measurements also where they are skewed and their tails heavy; rare events, and what never varied, where columns are few.
+    Of many columns what is rare is an activation, which counts for less.
     """
     generator = np.random.default_rng(0)
-    temperatures, vibration = generator.normal(0, 5, (900, 20)), generator.normal(0.1, 0.05, (900, 1))
-    rare = np.where(generator.random((900, 1)) < 0.02, 0.35, 0.0)
-    fault = np.eye(21)[20] * 0.6
+    vibration, rare = generator.normal(0.1, 0.05, 900), np.where(generator.random(900) < 0.02, 0.35, 0.0)
 
-    def moved(column: np.ndarray) -> float:
-        rows = np.hstack([temperatures, column])
+    def moved(column: np.ndarray, beside: int = 20, unit: float = 1.0, fault: float = 0.6) -> float:
+        temperatures = unit * generator.normal(0, 5, (900, beside))
+        rows, off = np.c_[temperatures, column], np.eye(beside + 1)[beside] * fault
         transform = transforms.fit("whiten", rows[:450], shrinkage=0.3)
-        off, normal = transform.apply(rows[450:] + fault), transform.apply(rows[450:])
-        return float(((off**2).sum(axis=1) > np.quantile((normal**2).sum(axis=1), 0.95)).mean())
+        wrong, normal = transform.apply(rows[450:] + off), transform.apply(rows[450:])
+        return float(((wrong**2).sum(axis=1) > np.quantile((normal**2).sum(axis=1), 0.95)).mean())
 
     assert moved(vibration) > 0.95
-    assert moved(generator.exponential(0.05, (900, 1))) > 0.95
-    assert moved(rare) < 0.2
+    assert moved(generator.exponential(0.05, 900)) > 0.95
+    assert moved(rare, unit=1.5) > 0.95 and moved(rare, unit=1e6) > 0.95
+    assert moved(np.full(900, 3.0), unit=1e6, fault=1.0) > 0.95
+    assert moved(rare, beside=120, unit=1.5) < 0.2
 
 
 @pytest.mark.parametrize("name", ["standardise", "whiten"])

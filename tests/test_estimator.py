@@ -108,8 +108,11 @@ def test_anomalies_among_the_rows_are_left_out_where_they_are_expected(few_folds
     assert careful.scores_.shape == (400,) and np.mean(careful.scores_ < careful.offset_) == pytest.approx(
         0.08, abs=0.01
     )
-    learnt = estimator.trusted(rows, 0.03, 0)
-    assert learnt.sum() == 376 and not learnt[-12:].any() and estimator.trusted(rows, 0.0, 0).all()
+    # Wherever they stand, in whatever unit: the forest's trees take what varies by 1e-7 for constant.
+    for unit, offset in ((1.0, 0.0), (1e-9, 0.0), (1.0, 1.7e9)):
+        learnt = estimator.trusted(unit * rows[::-1] + offset, 0.03, 0)
+        assert learnt.sum() == 376 and not learnt[:12].any()
+    assert estimator.trusted(rows, 0.0, 0).all()
 
 
 def test_what_was_expected_tells_which_columns_make_a_row_strange() -> None:
@@ -147,6 +150,10 @@ def test_bad_arguments_are_refused() -> None:
         with pytest.raises(InputError, match=f"suspected: found {share!r}, allowed are numbers from 0 to 0.25"):
             DiffusionDetector(suspected=share).fit(normals(20))
     assert DiffusionDetector(suspected=0.25).fit(normals(8)).predict(normals(8)).shape == (8,)
+    large = normals(30)
+    large[20, 1] = 1e39
+    with pytest.raises(InputError, match=r"1 of 30 rows are not finite as float32 \(first: row 20\)"):
+        DiffusionDetector(suspected=0.1).fit(large)
     with pytest.raises(ValueError, match="minimum of 8 is required"):
         DiffusionDetector().fit(normals(7))
 

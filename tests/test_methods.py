@@ -153,3 +153,18 @@ def test_ours_sees_what_whitening_hides() -> None:
     labels = np.repeat([0, 1], 200)
     assert metrics(labels, detect("dte_np", train, test).scores)["auroc"] < 0.6
     assert metrics(labels, detect("ours", train, test).scores)["auroc"] > 0.85
+
+
+@pytest.mark.parametrize("method", ["ours", "dte_np"])
+def test_rare_events_beside_amounts_of_money_are_seen(method: str) -> None:
+    """Late payments, which normals have one of at most, in 1 of 20; a flag that was never set, and is."""
+    draw = np.random.default_rng(0)
+
+    def accounts(count: int) -> np.ndarray:
+        money = draw.lognormal(10, 0.8, (count, 3))
+        return np.c_[money, draw.random((count, 2)) < (0.05, 0.0)].astype(np.float32)
+
+    late, flagged = accounts(100), accounts(100)
+    late[:, 3], flagged[:, 4] = 4, 1
+    scores = detect(method, accounts(600), np.concatenate([accounts(400), late, flagged])).scores
+    assert scores[400:].min() > np.quantile(scores[:400], 0.97)

@@ -18,6 +18,7 @@ LIGHT_TAILS = 5.0  # a kurtosis: 3 of a normal distribution, 6 of a Laplace dist
 WIDE_MIDDLE = 0.6  # deviations between the quartiles: 1.35 of a normal distribution, 1.1 of an exponential one
 SOME = 2048  # rows, of which quartiles are found
 MOST_LENT = 3.0  # of its own variance to a column that is measured
+FEW_COLUMNS, MOST_APART = 100, 100.0  # embeddings have more columns; in how much smaller a unit one of few is lost
 MOST_OF_ALL = 0.5  # of all deviation that a hundredth of the training rows may hold
 FEWEST = 20  # rows: of fewer a usual one may hold that
 
@@ -114,8 +115,10 @@ def _fit_whiten(train: Rows, pooling: float = 1.0, shrinkage: float = 0.0) -> Ar
     all, units are arbitrary and s nearly standardises; where many share it, as in embeddings, the unit is common and s is
     nearly constant. In embeddings the small columns are rare activations; one with light tails, a kurtosis below 5, or a wide
     middle, quartiles 0.6 deviations apart, is rather a measurement in a small unit, which the common one would hide: for such
-    a column 3 v_j stands in for the median where it is less. pooling = 0 standardises. A constant column has the variance
-    that the shrinkage lends it, the less the more rows agree.
+    a column 3 v_j stands in for the median where it is less. So it does for each of up to 100 columns that varies a hundred
+    times less than the common unit, as a flag or a count of rare events does beside amounts of money; a constant one that
+    would if it varied by 1 keeps its own unit. pooling = 0 standardises. Another constant column has the variance that the
+    shrinkage lends it, the less the more rows agree.
 
     Source of the shrinkage: Chen et al. 2010, "Shrinkage algorithms for MMSE covariance estimation", eq. 23, in the form of
     scikit-learn's `oas`, which neglects the terms 2/p.
@@ -136,6 +139,8 @@ def _fit_whiten(train: Rows, pooling: float = 1.0, shrinkage: float = 0.0) -> Ar
     read = np.concatenate([as_rows(some, start, stop) for start, stop in chunks(some)])
     middle = np.subtract(*np.quantile(read, (0.75, 0.25), axis=0))
     measured = (kurtosis < LIGHT_TAILS) | (variance > 0) & (middle >= WIDE_MIDDLE * np.sqrt(variance))
+    if width <= FEW_COLUMNS:
+        measured |= np.where(variance > 0, variance, 1.0) < common / MOST_APART**2
     lent = np.where(measured, np.minimum(common, MOST_LENT * variance), common)
     square = variance + pooling * participation * lent
     unit = 1 / np.sqrt(np.where(square > 0, square, 1.0))
