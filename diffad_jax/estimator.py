@@ -120,7 +120,7 @@ def trusted(rows: np.ndarray, suspected: float, seed: int) -> np.ndarray:
     """Which rows [N, D] are left when 2 `suspected` N are gone that an isolation forest isolates soonest: bool [N].
 
     Distances from the nearest cannot tell anomalies that have their like among the rows; a tree that sees 256 of them sees
-    few of these (Liu et al. 2008, section 2.2, on swamping and masking).
+    few of these (Liu et al. 2008, section 3, on swamping and masking).
     """
     learnt = np.ones(len(rows), bool)
     if count := round(LEFT_OUT * suspected * len(rows)):
