@@ -123,6 +123,6 @@ def trusted(rows: np.ndarray, suspected: float, seed: int) -> np.ndarray:
     few of these (Liu et al. 2008, section 3, on swamping and masking).
     """
     learnt = np.ones(len(rows), bool)
-    if count := round(LEFT_OUT * suspected * len(rows)):
+    if count := LEFT_OUT * round(suspected * len(rows)):
         learnt[np.argsort(baselines.fit_score("iforest", rows, rows, seed), kind="stable")[-count:]] = False
     return learnt
