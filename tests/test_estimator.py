@@ -153,7 +153,7 @@ def test_bad_arguments_are_refused() -> None:
     large = normals(30)
     large[20, 1] = 1e39
     with pytest.raises(InputError, match=r"1 of 30 rows are not finite as float32 \(first: row 20\)"):
-        DiffusionDetector(suspected=0.1).fit(large)
+        DiffusionDetector().fit(large)
     with pytest.raises(ValueError, match="minimum of 8 is required"):
         DiffusionDetector().fit(normals(7))
 
