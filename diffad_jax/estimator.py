@@ -67,12 +67,13 @@ class DiffusionDetector(BaseEstimator):
         if not (isinstance(self.false_alarms, Real) and 0 < self.false_alarms <= 0.5):
             raise InputError(f"false_alarms: found {self.false_alarms!r}, allowed are numbers above 0, up to 0.5")
         if not (isinstance(self.suspected, Real) and 0 <= self.suspected <= MOST_SUSPECTED):
-            raise InputError(f"suspected: found {self.suspected!r}, allowed are numbers from 0 to 0.25")
+            raise InputError(f"suspected: found {self.suspected!r}, allowed are numbers from 0 to {MOST_SUSPECTED}")
         rows: np.ndarray = validate_data(self, X, dtype=DTYPES, ensure_min_samples=MIN_TRAIN_ROWS)
         transforms.check_rows(rows, rows.shape[1:])  # whole: what a fold refuses has the fold's numbers
         fit, random = METHODS[self.method], check_random_state(self.random_state)
         seed = random.randint(2**31 - 1)
-        learnt = trusted(rows, self.suspected, seed)
+        suspects = round(self.suspected * len(rows))
+        learnt = trusted(rows, suspects, seed)
         few = len(rows) <= FEW_ROWS and not self.ordered  # short runs have their like beside them
         folds = min(FOLDS_OF_FEW, len(rows)) if few else FOLDS
         place = random.permutation(len(rows))
@@ -80,7 +81,7 @@ class DiffusionDetector(BaseEstimator):
         self.scores_ = np.empty(len(rows))
         for i in range(folds):
             self.scores_[fold == i] = -fit(rows[learnt & (fold != i)], seed)(rows[fold == i])
-        normal = np.sort(self.scores_)[round(self.suspected * len(rows)) :]
+        normal = np.sort(self.scores_)[suspects:]
         self.offset_ = -threshold(-normal, 1 - self.false_alarms)
         self.scorer_ = fit(rows[learnt], seed)
         return self
@@ -116,13 +117,14 @@ class DiffusionDetector(BaseEstimator):
         return tags
 
 
-def trusted(rows: np.ndarray, suspected: float, seed: int) -> np.ndarray:
-    """Which rows [N, D] are left when 2 `suspected` N are gone that an isolation forest isolates soonest: bool [N].
+def trusted(rows: np.ndarray, suspects: int, seed: int) -> np.ndarray:
+    """Which rows [N, D] are left when twice as many as there are suspects, isolated first by a forest, are gone: bool [N].
 
-    Distances from the nearest cannot tell anomalies that have their like among the rows; a tree that sees 256 of them sees
-    few of these (Liu et al. 2008, section 3, on swamping and masking).
+    Distances from the nearest cannot tell anomalies that have their like among the rows; a tree of an isolation forest
+    sees 256 rows, and few of these (Liu et al. 2008, section 3, on swamping and masking).
     """
     learnt = np.ones(len(rows), bool)
-    if count := LEFT_OUT * round(suspected * len(rows)):
-        learnt[np.argsort(baselines.fit_score("iforest", rows, rows, seed), kind="stable")[-count:]] = False
+    if suspects:
+        isolated = np.argsort(baselines.fit_score("iforest", rows, rows, seed), kind="stable")
+        learnt[isolated[-LEFT_OUT * suspects :]] = False
     return learnt

@@ -173,35 +173,35 @@ def distances(near: Near, x: Array, terms: float = TERMS) -> Array:
     signatures of normals, h_vi their units and w_v the weights of the columns; k as `neighbour_count` says, or as many as
     the bank holds. A row of infinite unit does not count (`neighbours.filled`). What the bank holds k times has LEAST.
     """
-    return _standardised(_in_views(near, x, terms)[0], near.usual).max(axis=0)
+    found, _, _ = _in_views(near, x, terms)
+    return _standardised(found, near.usual).max(axis=0)
 
 
 def expected(near: Near, x: Array, terms: float = TERMS) -> Array:
     """The mean of the k normals from which x [B, D] is so far, in the view in which it is farthest (`distances`): [B, D]."""
-    found, places = _in_views(near, x, terms)
+    found, places, counted = _in_views(near, x, terms)
     farthest = _standardised(found, near.usual).argmax(axis=0)
-    places = jnp.take_along_axis(places, farthest[None, :, None], axis=0)[0]
-    counted = jnp.isfinite(near.units[farthest[:, None], places])[:, :, None]
-    return (counted * near.bank[places]).sum(axis=1) / counted.sum(axis=1)
+    nearest = near.bank[jnp.take_along_axis(places, farthest[None, :, None], axis=0)[0]]
+    return jnp.where(counted[:, None], nearest, 0).sum(axis=1) / counted.sum()
 
 
-def _in_views(near: Near, x: Array, terms: float) -> tuple[Array, Array]:
-    """In each view d of `distances`, and the places in the bank of the normals from which it is taken: [V, B], [V, B, k].
+def _in_views(near: Near, x: Array, terms: float) -> tuple[Array, Array, Array]:
+    """In each view d of `distances` [V, B] and the places in the bank of the k nearest [V, B, k]; which of these count [k].
 
-    Where the bank has fewer than k, the last places are of rows that do not count.
+    All do, but where the bank has fewer normals than k.
     """
     k = min(neighbour_count(x.shape[1:], terms), len(near.bank))
     middle, signatures = neighbours.middle_of(near.bank), signature(x)
+    counted = jnp.arange(k) < jnp.isfinite(near.units[0]).sum()
 
     def in_view(view: tuple[Array, Array]) -> tuple[Array, Array]:
         weights, units = view
         rows, seen = (near.bank - middle) * weights, signatures * weights
         found, places = neighbours.nearest(seen - middle * weights, rows, units, k)
         found = _copies_at_0(found, places, seen, units)
-        count = jnp.minimum(k, jnp.isfinite(units).sum())
-        return jnp.where(jnp.arange(k) < count, found, 0).sum(axis=1) / count, places
+        return jnp.where(counted, found, 0).sum(axis=1) / counted.sum(), places
 
-    return jax.lax.map(in_view, (near.weights, near.units))
+    return *jax.lax.map(in_view, (near.weights, near.units)), counted
 
 
 def filled(near: Near) -> Near:

@@ -110,9 +110,9 @@ def test_anomalies_among_the_rows_are_left_out_where_they_are_expected(few_folds
     )
     # Wherever they stand, in whatever unit: the forest's trees take what varies by 1e-7 for constant.
     for unit, offset in ((1.0, 0.0), (1e-9, 0.0), (1.0, 1.7e9)):
-        learnt = estimator.trusted(unit * rows[::-1] + offset, 0.03, 0)
+        learnt = estimator.trusted(unit * rows[::-1] + offset, 12, 0)
         assert learnt.sum() == 376 and not learnt[:12].any()
-    assert estimator.trusted(rows, 0.0, 0).all()
+    assert estimator.trusted(rows, 0, 0).all()
 
 
 def test_what_was_expected_tells_which_columns_make_a_row_strange() -> None:
