@@ -24,6 +24,7 @@ from diffad_jax.evaluation import Reading, batch_reader, in_batches, joined
 from diffad_jax.noise import fold_in, gaussian, keys_for
 from diffad_jax.patches import over_patches
 from diffad_jax.process import diffuse
+from diffad_jax.reasons import Reasons, reasons
 from diffad_jax.runs import define
 from diffad_jax.samplers import GRIDS, sample
 from diffad_jax.scores import reconstruct
@@ -76,6 +77,19 @@ class Trained:
     def score(self, raw: Rows) -> np.ndarray:
         """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so."""
         return joined(self._scores, self._view(raw), self.scoring.batch_size)
+
+    def reasons(self, raw: np.ndarray) -> Reasons:
+        """What `score` would tell of rows [N, D] were one column alone what it is in normals, see `reasons`: both [N, D].
+
+        Raises InputError where the run has learnt pictures.
+        """
+        self.check_columns()
+        return reasons(self.score, raw, self.statistics.usual)
+
+    def check_columns(self) -> None:
+        """Raises InputError where the run has learnt pictures, which have no columns to be the reasons of a score."""
+        if len(shape := self.statistics.transform.shape) != 1:
+            raise InputError(f"reasons: the run has learnt pictures {list(shape)}, allowed are runs of rows")
 
     def read(self, raw: Rows) -> Iterator[Reading]:
         """Scores, smoothed heat maps and errors of raw pictures [N, H, W, C], batch after batch, in bounded memory.

@@ -13,8 +13,9 @@ from diffad_jax import baselines
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import MIN_TRAIN_ROWS
 from diffad_jax.errors import InputError, check_choice
-from diffad_jax.methods import METHODS, Distances, Scorer
+from diffad_jax.methods import METHODS, Scorer
 from diffad_jax.metrics import threshold
+from diffad_jax.reasons import Reasons, reasons, usual_values
 
 # Not dte_ig, which trains longer from 500 rows on: a part of the rows would tell nothing of the whole.
 DIFFUSION = ("ours", "dte_np", "ddpm", "dit", "dte_c")
@@ -42,6 +43,7 @@ class DiffusionDetector(BaseEstimator):
     """
 
     scorer_: Scorer
+    usual_: np.ndarray
     scores_: np.ndarray
     offset_: float
     n_features_in_: int
@@ -83,7 +85,7 @@ class DiffusionDetector(BaseEstimator):
             self.scores_[fold == i] = -fit(rows[learnt & (fold != i)], seed)(rows[fold == i])
         normal = np.sort(self.scores_)[suspects:]
         self.offset_ = -threshold(-normal, 1 - self.false_alarms)
-        self.scorer_ = fit(rows[learnt], seed)
+        self.scorer_, self.usual_ = fit(rows[learnt], seed), usual_values(rows[learnt])
         return self
 
     def score_samples(self, X: ArrayLike) -> np.ndarray:
@@ -99,17 +101,16 @@ class DiffusionDetector(BaseEstimator):
         """[M, D] -> int [M]: 1 for a normal row, -1 for an anomaly."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
-    def expected(self, X: ArrayLike) -> np.ndarray:
-        """What rows would be, were they normal, by "ours": [M, D] -> float32 [M, D].
+    def reasons(self, X: ArrayLike) -> Reasons:
+        """The columns that make rows strange: [M, D] -> scores [M, D] and values [M, D], by 9 D scores of each row.
 
-        The mean of the nearest training rows, in the view in which a row is farthest from them (`nearness`). The columns in
-        which a row differs most from it, each in its standard deviations, are why the row is strange.
-        Raises InputError for other methods.
+        What `score_samples` would tell of a row were one column alone what it is in normals (`reasons`), and the value that
+        it would have: the column with the highest score is the most to blame.
         """
         check_is_fitted(self)
-        if not isinstance(self.scorer_, Distances):
-            raise InputError(f"method: found {self.method!r}, expected rows are told by 'ours' alone")
-        return self.scorer_.expected(validate_data(self, X, dtype=DTYPES, reset=False))
+        rows = validate_data(self, X, dtype=DTYPES, reset=False)
+        scores, values = reasons(self.scorer_, rows, self.usual_)
+        return Reasons(-scores, values)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -222,30 +221,6 @@ def dte_np(normals: Rows, seed: int) -> Scorer:
     return partial(in_chunks, transform, partial(dte.non_parametric, bank=bank))
 
 
-@dataclass(frozen=True)
-class Distances:
-    """The scorer of `ours`."""
-
-    transform: Transform
-    near: Near
-
-    def __call__(self, test: Rows) -> np.ndarray:
-        return self._of(_distances, test)
-
-    def expected(self, test: Rows) -> np.ndarray:
-        """The raw rows of `nearness.expected`: [M, D] -> [M, D]."""
-        return self.transform.invert(self._of(_expected, test))
-
-    def _of(self, function: Callable[[Near, Array], Array], test: Rows) -> np.ndarray:
-        def transformed(x: np.ndarray) -> np.ndarray:
-            return joined(lambda batch: function(self.near, jnp.asarray(batch)), x, neighbours.BATCH)
-
-        return in_chunks(self.transform, transformed, test)
-
-
-_distances, _expected = jax.jit(nearness.distances), jax.jit(nearness.expected)
-
-
 def ours(normals: Rows, seed: int) -> Scorer:
     """Diffusion time in local units and three views of the rows, see `nearness`."""
     transform = transforms.fitted(WHITENING, normals)
@@ -253,7 +228,14 @@ def ours(normals: Rows, seed: int) -> Scorer:
     judged = bank[evenly_spaced(len(bank), MOST_JUDGED)]
     members = np.ones(len(judged), bool)
     near, _ = nearness.remember(bank, judged, members, bank.shape[1:], transform.deviations)
-    return Distances(transform, nearness.filled(near))
+    return partial(in_chunks, transform, partial(_distances, nearness.filled(near)))
+
+
+def _distances(near: Near, x: np.ndarray) -> np.ndarray:
+    return joined(lambda batch: _near(near, jnp.asarray(batch)), x, neighbours.BATCH)
+
+
+_near = jax.jit(nearness.distances)
 
 
 def classical(name: str) -> Fit:

@@ -163,7 +163,7 @@ def remember(
     if vectors:
         usual[-1, 0] += margin * usual[-1, 1]
     near = Near(*(jnp.asarray(array, jnp.float32) for array in (bank, weights, units, usual)))
-    return near, _standardised(found, usual).max(axis=0).astype(np.float32)
+    return near, _farthest(found, usual).astype(np.float32)
 
 
 def distances(near: Near, x: Array, terms: float = TERMS) -> Array:
@@ -173,35 +173,18 @@ def distances(near: Near, x: Array, terms: float = TERMS) -> Array:
     signatures of normals, h_vi their units and w_v the weights of the columns; k as `neighbour_count` says, or as many as
     the bank holds. A row of infinite unit does not count (`neighbours.filled`). What the bank holds k times has LEAST.
     """
-    found, _, _ = _in_views(near, x, terms)
-    return _standardised(found, near.usual).max(axis=0)
-
-
-def expected(near: Near, x: Array, terms: float = TERMS) -> Array:
-    """The mean of the k normals from which x [B, D] is so far, in the view in which it is farthest (`distances`): [B, D]."""
-    found, places, counted = _in_views(near, x, terms)
-    farthest = _standardised(found, near.usual).argmax(axis=0)
-    nearest = near.bank[jnp.take_along_axis(places, farthest[None, :, None], axis=0)[0]]
-    return jnp.where(counted[:, None], nearest, 0).sum(axis=1) / counted.sum()
-
-
-def _in_views(near: Near, x: Array, terms: float) -> tuple[Array, Array, Array]:
-    """In each view d of `distances` [V, B] and the places in the bank of the k nearest [V, B, k]; which of these count [k].
-
-    All do, but where the bank has fewer normals than k.
-    """
     k = min(neighbour_count(x.shape[1:], terms), len(near.bank))
     middle, signatures = neighbours.middle_of(near.bank), signature(x)
     counted = jnp.arange(k) < jnp.isfinite(near.units[0]).sum()
 
-    def in_view(view: tuple[Array, Array]) -> tuple[Array, Array]:
+    def in_view(view: tuple[Array, Array]) -> Array:
         weights, units = view
         rows, seen = (near.bank - middle) * weights, signatures * weights
         found, places = neighbours.nearest(seen - middle * weights, rows, units, k)
         found = _copies_at_0(found, places, seen, units)
-        return jnp.where(counted, found, 0).sum(axis=1) / counted.sum(), places
+        return jnp.where(counted, found, 0).sum(axis=1) / counted.sum()
 
-    return *jax.lax.map(in_view, (near.weights, near.units)), counted
+    return _farthest(jax.lax.map(in_view, (near.weights, near.units)), near.usual)
 
 
 def filled(near: Near) -> Near:
@@ -242,8 +225,8 @@ def _copies_at_0(found: Any, places: Any, signatures: Any, units: Any) -> Any:
     return xp.where(found <= rounding, 0, found)
 
 
-def _standardised(found: Any, usual: Any) -> Any:
-    """The logarithms of distances [V, B] in deviations of the normals' [V, 2] from their mean, LEAST or more."""
+def _farthest(found: Any, usual: Any) -> Any:
+    """The largest over views of the standardised log distances, LEAST or more: [V, B] -> [B]."""
     xp = found.__array_namespace__()
     logs = xp.log(xp.where(found > 0, found, 1))
-    return xp.where(found > 0, xp.maximum((logs - usual[:, :1]) / usual[:, 1:], LEAST), LEAST)
+    return xp.where(found > 0, xp.maximum((logs - usual[:, :1]) / usual[:, 1:], LEAST), LEAST).max(axis=0)

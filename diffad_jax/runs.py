@@ -29,6 +29,7 @@ from diffad_jax.memory import check_enough, local_statistics
 from diffad_jax.noise import keys_for
 from diffad_jax.process import check_process
 from diffad_jax.ranges import check_ranges, check_sections
+from diffad_jax.reasons import usual_values
 from diffad_jax.settings import Scoring, fsdp_of, parallel_of, pipeline_of, scoring_of, training_of
 from diffad_jax.sharding import LARGE, Parallel, data_mesh, mean_over_devices, on, own_rows, split
 from diffad_jax.statistics import Statistics
@@ -163,7 +164,9 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
         counts = {"n_train": len(parts.learnt), "n_held_out": len(parts.held_out)}
         facts = {**counts, "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
         if writes:
-            Statistics(transform, *judged, facts, dataset.name, told, dataset.columns).save(workdir)
+            Statistics(transform, *judged, facts, dataset.name, told, usual_values(learnt), dataset.columns).save(
+                workdir
+            )
 
 
 def _warn(name: str, parts: Parts, fsdp: int, parallel: Parallel, state: TrainState) -> None:

@@ -32,6 +32,7 @@ class Statistics:
     judge: see `evaluation.Judge`.
     normal_scores: [N], the scores of the normals that the judge was fitted on, each by a fit without it, sorted.
     dataset, rows: the name of the data set whose normals they were, and its training rows' `dataset.fingerprint`.
+    usual: [9, D] of `reasons.usual_values` where data are rows, [0] where they are pictures.
     columns: the names of its columns, none where it has no names.
     """
 
@@ -42,6 +43,7 @@ class Statistics:
     facts: Mapping[str, float]
     dataset: str
     rows: str
+    usual: np.ndarray
     columns: tuple[str, ...] = ()
 
     def arranged(self, rows: np.ndarray, columns: Sequence[str], source: str) -> np.ndarray:
@@ -78,7 +80,7 @@ class Statistics:
         arrays |= {f"calibration/{key}": np.asarray(value) for key, value in judge.items()}
         arrays |= {f"facts/{key}": np.asarray(value) for key, value in self.facts.items()}
         arrays |= {"normal_scores": self.normal_scores, "dataset": np.array(self.dataset)}
-        arrays |= {"rows": np.array(self.rows), "columns": np.array(self.columns, str)}
+        arrays |= {"rows": np.array(self.rows), "columns": np.array(self.columns, str), "usual": self.usual}
         save_npz(workdir / "statistics.npz", {**arrays, "threshold": np.array(self.threshold)})
 
     @classmethod
@@ -94,7 +96,7 @@ class Statistics:
             stored = read_arrays(path, ("threshold",), None)
         except InputError as error:
             raise useless(f"is damaged ({str(error).removeprefix(f'{path}: ')})") from error
-        if not {"normal_scores", "dataset", "rows", "columns"} <= stored.keys():
+        if not {"normal_scores", "dataset", "rows", "columns", "usual"} <= stored.keys():
             raise useless("of an earlier version")
         groups: dict[str, dict[str, Any]] = {"transform": {}, "calibration": {}, "near": {}, "facts": {}}
         for key in stored:
@@ -126,5 +128,6 @@ class Statistics:
             facts,
             str(stored["dataset"]),
             str(stored["rows"]),
+            stored["usual"],
             tuple(map(str, stored["columns"])),
         )

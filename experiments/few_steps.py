@@ -44,7 +44,9 @@ def with_steps(trained: detector.Trained, sampler: str, num_steps: int, normals:
     system = assemble(config, transform.shape)
     levels = make_levels(system, trained.params, config.seed, settings.batch_size)(transform.apply(normals))
     own = trained.statistics
-    statistics = Statistics(transform, *fit_calibration(levels, settings.combination), {}, own.dataset, own.rows)
+    statistics = Statistics(
+        transform, *fit_calibration(levels, settings.combination), {}, own.dataset, own.rows, own.usual
+    )
     return detector.Trained(config, system, trained.params, statistics)
 
 

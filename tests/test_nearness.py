@@ -190,30 +190,6 @@ def test_the_farthest_of_the_views_counts() -> None:
     assert alone > 0.9 and both > alone - 0.03
 
 
-def test_expected_are_the_nearest_normals_of_the_view_that_counts() -> None:
-    """Of few rows, so that the bank is filled up; the mean of one row's nearest differs between the views."""
-    angle = RNG.uniform(0, 2 * np.pi, 80)
-    train = np.c_[np.cos(angle), np.sin(angle), np.zeros((80, 10))] + 0.1 * RNG.normal(size=(80, 12))
-    middle, beside = 0.1 * RNG.normal(size=(10, 12)), train[:10] + 0.5 * RNG.normal(size=(10, 12))
-    transform = transforms.fit("whiten", train.astype(np.float32))
-    bank, x = transform.apply(train), transform.apply(np.concatenate([middle, beside]))
-    near, _ = nearness.remember(bank, bank, np.ones(80, bool), (12,), transform.deviations)
-    logs, means = [], []
-    for w, h in zip(np.asarray(near.weights), np.asarray(near.units), strict=True):
-        far = np.linalg.norm((x[:, None] - bank) * w, axis=2) / h
-        order = np.argsort(far, axis=1)[:, : nearness.neighbour_count((12,))]
-        logs.append(np.log(np.take_along_axis(far, order, axis=1).mean(axis=1)))
-        means.append(bank[order].mean(axis=1))
-    view = np.argmax([z(log, np.asarray(u)) for log, u in zip(logs, near.usual)], axis=0)
-    assert len(set(view)) > 1
-    found = nearness.expected(nearness.filled(near), jnp.asarray(x))
-    assert_allclose(found, np.asarray(means)[view, np.arange(20)], rtol=1e-4, atol=1e-4)
-    few, _ = nearness.remember(bank[:3], bank[:3], np.ones(3, bool), (12,), transform.deviations)
-    assert_allclose(
-        nearness.expected(nearness.filled(few), jnp.asarray(x)), np.tile(bank[:3].mean(axis=0), (20, 1)), rtol=1e-4
-    )
-
-
 def test_what_lies_just_outside_a_dense_region_is_found_by_units_without_bounds() -> None:
     """Normals ever sparser along a line: at its dense end even anomalies are nearer than a bounded unit."""
     draw = np.random.default_rng(0)

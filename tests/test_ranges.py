@@ -255,7 +255,7 @@ def test_damaged_statistics_are_named(content: bytes, tmp_path: Path) -> None:
 def test_statistics_without_a_part_are_named(tmp_path: Path) -> None:
     levels = np.random.default_rng(0).gamma(2, size=(3, 20))
     transform = transforms.fit("range", np.ones((9, 2)), low=0, high=1)
-    saved = Statistics(transform, calibrate(levels), 0.5, levels[0], {"n_train": 9}, "rows", "")
+    saved = Statistics(transform, calibrate(levels), 0.5, levels[0], {"n_train": 9}, "rows", "", np.zeros(0))
     saved.save(tmp_path)
     assert Statistics.load(tmp_path).dataset == "rows"
     with np.load(tmp_path / "statistics.npz") as archive:

@@ -235,6 +235,30 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
         load({"name": "adbench_folder", "path": str(path), "rows": ["other"]})
 
 
+def assert_reasons(out: Path, X: np.ndarray) -> None:
+    """Each row that is called anomalous has its columns in reasons.csv, which score as it says once changed."""
+    trained = detector.load(out.parent / "run")
+    with (out / "reasons.csv").open() as file:
+        reasons = list(csv.DictReader(file))
+    scores = trained.score(X)
+    assert {int(reason["path"]) for reason in reasons} == set(np.flatnonzero(scores > trained.statistics.threshold))
+    places = [(int(reason["path"]), NAMES.index(reason["column"])) for reason in reasons]
+    assert len(set(places)) == len(places)
+    rows = X[[row for row, _ in places]]
+    changed, told = (
+        rows.copy(),
+        np.array([[float(reason[k]) for k in ("value", "usual", "score")] for reason in reasons]),
+    )
+    for i, (_, column) in enumerate(places):
+        assert rows[i, column] == pytest.approx(told[i, 0], rel=1e-4)
+        changed[i, column] = told[i, 1]
+    assert_allclose(trained.score(changed), told[:, 2], rtol=1e-2, atol=1e-2)
+    before = scores[[row for row, _ in places]]
+    assert (told[:, 2] < before).all()
+    for i in range(1, len(places)):
+        assert places[i - 1][0] < places[i][0] or told[i - 1, 2] <= told[i, 2]
+
+
 def test_a_run_of_csv_files_scores_the_columns_that_it_has_learnt(tmp_path: Path) -> None:
     def run(name: str, *arguments: str) -> Finished:
         return command(f"experiments.{name}", "--workdir", str(tmp_path / "run"), *arguments, output=tmp_path)
@@ -259,8 +283,11 @@ def test_a_run_of_csv_files_scores_the_columns_that_it_has_learnt(tmp_path: Path
 
     # Columns go by their names, and others than were learnt are refused.
     turned = save_csv(tmp_path / "turned.csv", (*NAMES[1::-1], "y", NAMES[2]), [X[:, 1], X[:, 0], y, X[:, 2]])
-    assert run("score", f"--input={turned}", f"--out={tmp_path / 'turned'}").code == 0
+    assert run("score", f"--input={turned}", f"--out={tmp_path / 'turned'}", "--reasons").code == 0
     assert (tmp_path / "turned" / "scores.csv").read_bytes() == (tmp_path / "scores" / "scores.csv").read_bytes()
+    assert_reasons(tmp_path / "turned", X)
+    assert run("score", f"--input={turned}", f"--out={tmp_path / 'turned'}").code == 0
+    assert not (tmp_path / "turned" / "reasons.csv").exists()  # of other rows, it might be
     assert run("evaluate", "--baselines=", f"--data={turned}").code == 0
     first, second = (json.loads((tmp_path / "run" / f"metrics_{name}.json").read_text()) for name in ("test", "turned"))
     assert first["tests"]["test"] == second["tests"]["turned"]

@@ -399,6 +399,11 @@ def test_what_is_refused(workdir: Path, photos: Path, done: tuple[Path, Finished
     assert_refused(score(workdir, photos, photos / "out"), "lies in the folder of pictures")
     assert_refused(score(workdir, tmp_path / "gone", out), "gone", "no such folder")
     assert_refused(score(workdir, photos / "0.png", out), "--input", "0.png is a file", ".npz, .npy and .csv files")
+    assert_refused(score(workdir, photos, tmp_path / "why", "--reasons"), "--reasons", str(photos), "is a folder")
+    np.save(tmp_path / "rows.npy", np.zeros((2, SIZE, SIZE, 3)))
+    of_pictures = score(workdir, tmp_path / "rows.npy", tmp_path / "why", "--reasons")
+    assert_refused(of_pictures, "reasons", "has learnt pictures [8, 8, 3]", "allowed are runs of rows")
+    assert not (tmp_path / "why").exists()
     strict = score(workdir, photos, tmp_path / "strict", "--on_error=fail")
     assert_refused(strict, str(photos / "2b.png"), "cannot be read as a picture")
     assert [row["path"] for row in rows_of(tmp_path / "strict")] == ["0.png", "1.png", "2.png"]

@@ -228,7 +228,7 @@ def detector() -> Trained:
     params = structure.unflatten([np.asarray(x + 0.1 * draw(size=x.shape), np.float32) for x in leaves])
     rows = transform.apply(train)
     judged = fit_judge(system, params, rows, np.arange(64), "fisher", config.seed, 64)
-    return Trained(config, system, params, Statistics(transform, *judged, {}, "rows", ""))
+    return Trained(config, system, params, Statistics(transform, *judged, {}, "rows", "", np.zeros(0)))
 
 
 def judged_by_fisher(batch_size: int) -> ConfigDict:
