@@ -1,9 +1,12 @@
 """The diffusion detectors of Table 1 as a scikit-learn estimator: fit it on normal rows, judge any others."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Real
 from typing import Self
 
 import numpy as np
+from absl import logging
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils import Tags, check_random_state
@@ -80,12 +83,13 @@ class DiffusionDetector(BaseEstimator):
         folds = min(FOLDS_OF_FEW, len(rows)) if few else FOLDS
         place = random.permutation(len(rows))
         fold = np.arange(len(rows)) * folds // len(rows) if self.ordered else place % folds
+        self.scorer_, self.usual_ = fit(rows[learnt], seed), usual_values(rows[learnt])
         self.scores_ = np.empty(len(rows))
-        for i in range(folds):
-            self.scores_[fold == i] = -fit(rows[learnt & (fold != i)], seed)(rows[fold == i])
+        with _silence():  # what there was to be warned of has been said of all
+            for i in range(folds):
+                self.scores_[fold == i] = -fit(rows[learnt & (fold != i)], seed)(rows[fold == i])
         normal = np.sort(self.scores_)[suspects:]
         self.offset_ = -threshold(-normal, 1 - self.false_alarms)
-        self.scorer_, self.usual_ = fit(rows[learnt], seed), usual_values(rows[learnt])
         return self
 
     def score_samples(self, X: ArrayLike) -> np.ndarray:
@@ -116,6 +120,17 @@ class DiffusionDetector(BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.estimator_type = "outlier_detector"
         return tags
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without the package's warnings."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def trusted(rows: np.ndarray, suspects: int, seed: int) -> np.ndarray:

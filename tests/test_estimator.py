@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.signal  # type: ignore[import-untyped]
+from absl import logging
 from sklearn.utils.estimator_checks import check_estimator
 
 from diffad_jax import estimator, methods
@@ -113,6 +114,14 @@ def test_anomalies_among_the_rows_are_left_out_where_they_are_expected(few_folds
         learnt = estimator.trusted(unit * rows[::-1] + offset, 12, 0)
         assert learnt.sum() == 376 and not learnt[:12].any()
     assert estimator.trusted(rows, 0, 0).all()
+
+
+def test_a_ruinous_record_is_told_once(few_folds: None, caplog: pytest.LogCaptureFixture) -> None:
+    rows, before = normals(100), logging.get_verbosity()
+    rows[70] = -999
+    DiffusionDetector().fit(rows)
+    assert [record.args[-1] for record in caplog.records if "lie so far off" in record.msg] == [70]
+    assert logging.get_verbosity() == before
 
 
 def test_the_columns_that_make_a_row_strange_are_told() -> None:
