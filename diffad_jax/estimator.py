@@ -12,20 +12,20 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from diffad_jax import baselines
+from diffad_jax.baselines import trusted
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import MIN_TRAIN_ROWS
 from diffad_jax.errors import InputError, check_choice
 from diffad_jax.methods import METHODS, Scorer
 from diffad_jax.metrics import threshold
+from diffad_jax.ranges import RANGES
 from diffad_jax.reasons import Reasons, reasons, usual_values
 
 # Not dte_ig, which trains longer from 500 rows on: a part of the rows would tell nothing of the whole.
 DIFFUSION = ("ours", "dte_np", "ddpm", "dit", "dte_c")
 # Of few rows a fifth tells much of the columns, and what was fitted without it is stricter, or laxer, than the whole.
 FEW_ROWS, FOLDS_OF_FEW, FOLDS = 1000, 20, 5
-# Rows that are left out for each that is expected to be no normal (docs/results.md).
-LEFT_OUT, MOST_SUSPECTED = 2, 0.25
+SUSPECTED = RANGES["training.suspected"]
 DTYPES = [np.float64, np.float32]
 
 
@@ -36,7 +36,8 @@ class DiffusionDetector(BaseEstimator):
     which train one; see `methods`. false_alarms: the share of new normals that are called anomalous, in (0, 0.5].
     ordered: whether the rows follow each other in time, as those of a sensor do: neighbours are then alike, and the
     folds are runs of rows, as a row's neighbours in a random fold would make new ones look strange.
-    suspected: the share of the rows, in [0, 0.25], that are expected to be no normals: see `trusted`, and `offset_`.
+    suspected: the share of the rows, in [0, 0.25], that are expected to be no normals: see `baselines.trusted`, and
+    `offset_`.
     random_state: of the networks, of the folds, and of which rows are kept where they are many, as scikit-learn takes it.
 
     A row's score is the higher, the more normal it is, and `predict` calls those below `offset_` anomalous, -1. The offset
@@ -71,8 +72,8 @@ class DiffusionDetector(BaseEstimator):
         check_choice("method", self.method, DIFFUSION)
         if not (isinstance(self.false_alarms, Real) and 0 < self.false_alarms <= 0.5):
             raise InputError(f"false_alarms: found {self.false_alarms!r}, allowed are numbers above 0, up to 0.5")
-        if not (isinstance(self.suspected, Real) and 0 <= self.suspected <= MOST_SUSPECTED):
-            raise InputError(f"suspected: found {self.suspected!r}, allowed are numbers from 0 to {MOST_SUSPECTED}")
+        if not SUSPECTED.holds(self.suspected):
+            raise InputError(f"suspected: found {self.suspected!r}, allowed are {SUSPECTED}")
         rows: np.ndarray = validate_data(self, X, dtype=DTYPES, ensure_min_samples=MIN_TRAIN_ROWS)
         transforms.check_rows(rows, rows.shape[1:])  # whole: what a fold refuses has the fold's numbers
         fit, random = METHODS[self.method], check_random_state(self.random_state)
@@ -131,16 +132,3 @@ def _silence() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def trusted(rows: np.ndarray, suspects: int, seed: int) -> np.ndarray:
-    """Which rows [N, D] are left when twice as many as there are suspects, isolated first by a forest, are gone: bool [N].
-
-    Distances from the nearest cannot tell anomalies that have their like among the rows; a tree of an isolation forest
-    sees 256 rows, and few of these (Liu et al. 2008, section 3, on swamping and masking).
-    """
-    learnt = np.ones(len(rows), bool)
-    if suspects:
-        isolated = np.argsort(baselines.fit_score("iforest", rows, rows, seed), kind="stable")
-        learnt[isolated[-LEFT_OUT * suspects :]] = False
-    return learnt

@@ -71,6 +71,7 @@ RANGES = {
     "training.log_every": COUNT,
     "training.checkpoint_every": COUNT,
     "training.validation_rows": FROM_0,
+    "training.suspected": Range(0, 0.25),
     "mesh.fsdp": COUNT,
     "pipeline.workers": FROM_0,
     "pipeline.threads": COUNT,

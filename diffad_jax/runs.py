@@ -14,18 +14,20 @@ from absl import logging
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffad_jax import compiler, distributed, samplers
+from diffad_jax import baselines, compiler, distributed, samplers
 from diffad_jax.assembly import System, assemble
 from diffad_jax.build import call
 from diffad_jax.calibration import COMBINATIONS
 from diffad_jax.checkpoint import any_in
 from diffad_jax.data import transforms
-from diffad_jax.data.dataset import Chosen, Dataset, evenly_spaced, fingerprint
+from diffad_jax.data.dataset import Chosen, Dataset, Rows, evenly_spaced, fingerprint
+from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
-from diffad_jax.evaluation import MEMORY, fit_judge
+from diffad_jax.evaluation import MEMORY, Judge, batch_reader, fit_judge, joined
 from diffad_jax.files import folder
 from diffad_jax.loop import TrainStep, fit
 from diffad_jax.memory import check_enough, local_statistics
+from diffad_jax.metrics import threshold
 from diffad_jax.noise import keys_for
 from diffad_jax.process import check_process
 from diffad_jax.ranges import check_ranges, check_sections
@@ -119,8 +121,9 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
         state = jax.eval_shape(plan.init)
         check(plan.system, state.params, dataset.train.shape[1:], scoring.combination)
         parallel = parallel_of(config, plan.settings)
-        parts = _parts(len(dataset.train), plan.settings.validation_rows, scoring)
-        learnt = Chosen(dataset.train, parts.learnt, dataset.train.dtype) if len(parts.held_out) else dataset.train
+        normals, suspects = _without_suspects(dataset.train, plan.settings.suspected, config.seed)
+        parts = _parts(len(normals), plan.settings.validation_rows, scoring)
+        learnt = Chosen(normals, parts.learnt, normals.dtype) if len(parts.held_out) else normals
         transform = transforms.fitted(config.transform, learnt)
     distributed.check_shared(workdir)
     if writes:
@@ -135,7 +138,9 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
                 if not any_in(workdir / "checkpoints"):
                     (workdir / "data.json").unlink(missing_ok=True)  # Nothing of these data was learnt yet.
                 save_data(workdir, dataset, told)
-        rows = transform.view(dataset.train)
+        if progress and writes and len(suspects):
+            print(f"{dataset.name}: {len(suspects)} rows that may be no normals are left out", file=sys.stderr)
+        rows = transform.view(normals)
         fitted = fit(
             plan.step,
             plan.init,
@@ -159,8 +164,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
             print(
                 f"{dataset.name}: scoring {len(parts.calibrating)} normals, by which others are judged", file=sys.stderr
             )
-        how = scoring.combination, config.seed, scoring.batch_size
-        judged = fit_judge(plan.system, fitted.state.ema, rows, parts.calibrating, *how, transform.deviations)
+        judged = _judge(plan, fitted.state.ema, rows, suspects, parts.calibrating, scoring, config.seed, transform)
         counts = {"n_train": len(parts.learnt), "n_held_out": len(parts.held_out)}
         facts = {**counts, "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
         if writes:
@@ -226,6 +230,45 @@ def _middle(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return x
     top, left = (have - want for have, want in zip(x.shape[1:3], shape[:2], strict=True))
     return x[:, top // 2 : top // 2 + shape[0], left // 2 : left // 2 + shape[1]]
+
+
+def _without_suspects(train: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
+    """The training rows [N, D] that are trusted where a share may be no normals, and the others, see `baselines.trusted`.
+
+    Raises InputError on pictures, of whose pixels an isolation forest knows nothing.
+    """
+    if share and len(train.shape) != 2:
+        raise InputError(f"config.training.suspected: found {share}, allowed with pictures is 0")
+    if not (suspects := round(share * len(train))):
+        return train, np.zeros((0, *train.shape[1:]), train.dtype)
+    trusted = baselines.trusted(train, suspects, seed)
+    return train[np.flatnonzero(trusted)], train[np.flatnonzero(~trusted)]
+
+
+def _judge(
+    plan: Plan,
+    params: Params,
+    rows: Rows,
+    suspects: Rows,
+    calibrating: np.ndarray,
+    scoring: Scoring,
+    seed: int,
+    transform: Transform,
+) -> tuple[Judge, float, np.ndarray]:
+    """`fit_judge` on transformed rows[calibrating], with as large a share of the raw suspects beside the threshold.
+
+    Of all these scores those of config.training.suspected, the highest, do not count.
+    """
+    how = scoring.combination, seed, scoring.batch_size
+    judge, limit, scores = fit_judge(plan.system, params, rows, calibrating, *how, transform.deviations)
+    asked = evenly_spaced(len(suspects), round(len(suspects) * len(scores) / len(rows)))
+    if not len(asked):
+        return judge, limit, scores
+    read = batch_reader(plan.system, params, judge, *how, lambda reading: reading.scores)
+    theirs = joined(read, transform.view(suspects[asked]), scoring.batch_size)
+    both = np.sort(np.concatenate([scores, theirs]))
+    counted = both[: len(both) - round(plan.settings.suspected * len(both))]
+    return judge, threshold(counted), counted
 
 
 def _parts(count: int, wanted: float, scoring: Scoring) -> Parts:

@@ -41,6 +41,8 @@ class Training(NamedTuple):
     validation_rows: evenly spaced training rows that are held out, also of the transform's fit: on them every checkpoint's
     averaged parameters get a loss, and scores are calibrated. A number below 1 is a share of the rows, of which no more than
     scoring.calibration_rows are taken. keep: the checkpoint that becomes the model, "last" or "best" by that loss.
+    suspected: the share of the training rows, vectors, that are expected to be no normals. Twice as many, see
+    `baselines.trusted`, are left out; the threshold knows of them, but for so many of the highest scores.
     """
 
     num_steps: int
@@ -52,6 +54,7 @@ class Training(NamedTuple):
     checkpoint_every: int = 1000
     validation_rows: float = 0
     keep: str = "last"
+    suspected: float = 0
 
 
 def make_optimizer(

@@ -6,7 +6,7 @@ import scipy.signal  # type: ignore[import-untyped]
 from absl import logging
 from sklearn.utils.estimator_checks import check_estimator
 
-from diffad_jax import estimator, methods
+from diffad_jax import baselines, estimator, methods
 from diffad_jax.errors import InputError
 from diffad_jax.estimator import DiffusionDetector
 from diffad_jax.methods import detect
@@ -111,9 +111,9 @@ def test_anomalies_among_the_rows_are_left_out_where_they_are_expected(few_folds
     )
     # Wherever they stand, in whatever unit: the forest's trees take what varies by 1e-7 for constant.
     for unit, offset in ((1.0, 0.0), (1e-9, 0.0), (1.0, 1.7e9)):
-        learnt = estimator.trusted(unit * rows[::-1] + offset, 12, 0)
+        learnt = baselines.trusted(unit * rows[::-1] + offset, 12, 0)
         assert learnt.sum() == 376 and not learnt[:12].any()
-    assert estimator.trusted(rows, 0, 0).all()
+    assert baselines.trusted(rows, 0, 0).all()
 
 
 def test_a_ruinous_record_is_told_once(few_folds: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -154,7 +154,7 @@ def test_bad_arguments_are_refused() -> None:
         with pytest.raises(InputError, match=f"false_alarms: found {rate!r}, allowed are numbers above 0"):
             DiffusionDetector(false_alarms=rate).fit(normals(20))
     for share in (-0.1, 0.3, "auto"):
-        with pytest.raises(InputError, match=f"suspected: found {share!r}, allowed are numbers from 0 to 0.25"):
+        with pytest.raises(InputError, match=f"suspected: found {share!r}, allowed are numbers from 0 up to 0.25"):
             DiffusionDetector(suspected=share).fit(normals(20))
     assert DiffusionDetector(suspected=0.25).fit(normals(8)).predict(normals(8)).shape == (8,)
     large = normals(30)

@@ -14,9 +14,9 @@ import tiny
 from jax import Array
 from PIL import Image
 
-from diffad_jax import detector, runs, settings, workdir
+from diffad_jax import baselines, detector, metrics, runs, settings, workdir
 from diffad_jax.data import transforms
-from diffad_jax.data.dataset import Dataset, fingerprint
+from diffad_jax.data.dataset import Dataset, evenly_spaced, fingerprint
 from diffad_jax.data.pictures import PictureFiles
 from diffad_jax.data.pipeline import Batches, Pipeline, batch_rows, read_ahead
 from diffad_jax.errors import InputError
@@ -244,6 +244,8 @@ def test_the_held_out_loss_is_a_mean_over_whole_batches_with_the_same_noise_each
         ),
         ({"validation_rows": -1}, "config.training.validation_rows: found -1, allowed are numbers from 0"),
         ({"validation_rows": 15}, "config.training.validation_rows: found 15, which is 15 of 29 rows; allowed are 0"),
+        ({"suspected": 0.3}, "config.training.suspected: found 0.3, allowed are numbers from 0 up to 0.25"),
+        ({"suspected": 0.1}, "config.training.suspected: found 0.1, allowed with pictures is 0"),
     ],
 )
 def test_held_out_rows_that_are_refused(jpegs: Jpegs, tmp_path: Path, training: dict[str, object], words: str) -> None:
@@ -270,6 +272,30 @@ def test_held_out_rows_calibrate_and_teach_nothing(tmp_path: Path, wanted: float
     )
     assert len(found.normal_scores) == len(held_out)
     assert found.threshold > 100 * detector.load(tmp_path).score(np.delete(rows, held_out, axis=0)).max()
+
+
+def test_suspected_rows_teach_nothing_and_the_threshold_counts_all_but_the_strangest(tmp_path: Path) -> None:
+    config = tiny.get_config("vectors")
+    config.training.num_steps, config.training.suspected = 2, 0.04
+    with config.ignore_type():
+        config.training.validation_rows = 0.25
+    rows = np.random.default_rng(0).normal(size=(100, 5)).astype(np.float32)
+    rows[[7, 8, 50, 99]] += 50
+    runs.train(config, Dataset("x", rows, rows[:2], np.array([0, 1])), tmp_path, progress=False)
+    trusted = baselines.trusted(rows, 4, config.seed)
+    kept, suspects = rows[trusted], rows[~trusted]
+    assert len(suspects) == 8 and not trusted[[7, 8, 50, 99]].any()
+    held_out = evenly_spaced(92, 23)
+    trained = detector.load(tmp_path)
+    learnt = np.delete(kept, held_out, axis=0)
+    np.testing.assert_allclose(trained.statistics.transform.arrays["center"], learnt.mean(axis=0), rtol=1e-4, atol=1e-6)
+    assert trained.statistics.facts["n_train"] == 69
+    # As large a share of the suspects as of the others, 2 of 8, and 4 % of the 25 do not count.
+    scores = np.sort(trained.score(np.concatenate([kept[held_out], suspects[[0, 7]]])))[:24]
+    np.testing.assert_allclose(trained.statistics.normal_scores, scores, rtol=1e-4)
+    assert trained.statistics.threshold == metrics.threshold(trained.statistics.normal_scores)
+    assert trained.statistics.dataset == "x"  # whose rows are those that were given
+    trained.statistics.check_trained_on(Dataset("x", rows, rows[:2], np.array([0, 1])), "run")
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
