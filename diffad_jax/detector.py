@@ -166,7 +166,7 @@ class Trained:
         """For pictures [K, H, W, C]: (x_0, x_t, reconstruction, heat map [K, H, W]), the first three in model range.
 
         The heat map is the squared error of the reconstruction where the score has no map. A model of patches reconstructs
-        each from its own noise; x_t is the whole picture under one.
+        them all under the same noise; x_t is the whole picture under another.
         """
         x_0 = self.statistics.transform.apply(raw)
         # In batches of one size, for which alone it is compiled.

@@ -18,7 +18,7 @@ from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.files import write_atomically
 from diffad_jax.photos import Tolerant, as_trained, check_pictures
-from diffad_jax.score_table import UNREADABLE, Counts, ScoreTable, claim_scores
+from diffad_jax.score_table import UNREADABLE, Counts, ScoreTable, scores_in
 from diffad_jax.statistics import Statistics
 
 BRIGHTEST = 5  # times the usual error
@@ -43,7 +43,14 @@ def score_folder(
     check_pictures(trained.config, trained.statistics)
     if heat_maps and not trained.has_maps:
         raise InputError(f"heat maps: the run's score {trained.config.score.name!r} has none, it is one number")
-    claim_scores(out, trained, root)
+    with scores_in(out, trained, root):
+        return _score_pending(trained, root, files, out, heat_maps, on_error)
+
+
+def _score_pending(
+    trained: Trained, root: Path, files: Sequence[Path], out: Path, heat_maps: bool, on_error: str
+) -> Counts:
+    """`score_folder` in a directory that is claimed."""
     names = {file: os.path.relpath(file, root) for file in files}
     begun = time.time_ns()
 

@@ -27,7 +27,7 @@ Key = Array | Mirrored
 def gaussian(key: Key, x: Array) -> Array:
     """Standard normal noise like x, [B, ...]; key: [] (shared by the batch) or [B] (one a datum)."""
     if isinstance(key, Mirrored):
-        return key.sign * gaussian(key.key, x)
+        return jax.numpy.asarray(key.sign, x.dtype) * gaussian(key.key, x)
     if key.ndim == 0:
         return jax.numpy.broadcast_to(jax.random.normal(key, x.shape[1:], x.dtype), x.shape)
     return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)

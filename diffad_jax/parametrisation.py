@@ -105,8 +105,10 @@ def reverse_log_variance(
     first = s <= 0
     lower, upper = jnp.where(first, t, s), jnp.where(first, jnp.minimum(2 * t, 1.0), t)
     floor = jnp.where(first, process.sigma(t) ** 2 / 2, 0.0)
-    log_posterior = jnp.log(jnp.maximum(posterior_variance(process, lower, upper), floor))
-    log_transition = jnp.log(transition_variance(process, s, t))
+    # Times that a chain snaps to one point of its own make a step without noise, between whose bounds nothing lies.
+    least = jnp.finfo(floor.dtype).tiny
+    log_posterior = jnp.log(jnp.maximum(posterior_variance(process, lower, upper), jnp.maximum(floor, least)))
+    log_transition = jnp.log(jnp.maximum(transition_variance(process, s, t), least))
     small = expand(log_posterior, prediction.x_0)
     if variance == "small":
         return small

@@ -6,6 +6,7 @@ Time runs from t = 0, the datum itself (log_snr = +inf), to t = 1, (almost) pure
 is such a process on the grid t = 0, 1/T, ..., 1; a shorter chain is a coarser grid, and no formula changes.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ def chain(betas: np.ndarray) -> Process:
     num_steps = len(betas)
 
     def log_snr(t: Array) -> Array:
-        position = jnp.asarray(t, float) * num_steps
+        position = jnp.asarray(t) * float(num_steps)
         # k / T is no binary fraction: without this snap a grid point would be mixed with its neighbour. 0 itself is one, and
         # no small t is as 0, which has no noise.
         nearest = jnp.maximum(jnp.round(position), 1)
@@ -103,7 +104,7 @@ def log_linear(noise_min: float = 0.002, noise_max: float = 80.0) -> Process:
     """
     if not noise_min < noise_max:
         raise InputError(f"noise_min: found {noise_min:g}, allowed is less than noise_max {noise_max:g}")
-    low, high = np.log(noise_min), np.log(noise_max)
+    low, high = math.log(noise_min), math.log(noise_max)
 
     def log_snr(t: Array) -> Array:
         t = jnp.asarray(t)

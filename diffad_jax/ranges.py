@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffad_jax.errors import InputError, check_choice, suggestion
@@ -17,7 +19,7 @@ class Range(NamedTuple):
     without: tuple[float, ...] = ()
 
     def holds(self, value: Any) -> bool:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, Real) and not isinstance(value, bool | np.bool) and math.isfinite(value)
         return number and self.low <= value <= self.high and value not in self.without
 
     def __str__(self) -> str:

@@ -4,6 +4,7 @@ How far each column lies from what is usual does not tell: every value of a row 
 """
 
 from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -38,12 +39,14 @@ def reasons(score: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, usual: 
     without opening the black box", section II), by search.
     """
     levels, width = usual.shape
-    column, each = np.arange(width), max(1, AT_ONCE // (levels * width * width))
-    parts = [Reasons(np.zeros((0, width)), np.zeros((0, width)))]
-    for start in range(0, len(rows), each):
-        some = rows[start : start + each].astype(np.float64)
-        changed = np.tile(some[:, None, None], (1, levels, width, 1))
-        changed[:, :, column, column] = usual
-        found = score(changed.reshape(-1, width)).reshape(len(some), levels, width)
-        parts.append(Reasons(found.min(axis=1), usual[found.argmin(axis=1), column]))
-    return Reasons(*(np.concatenate(arrays) for arrays in zip(*parts)))
+    at_once = max(1, min(width, AT_ONCE // (levels * width)))  # columns
+    each = max(1, AT_ONCE // (levels * at_once * width))  # rows
+    scores, values = np.empty(rows.shape), np.empty(rows.shape)
+    for start, first in product(range(0, len(rows), each), range(0, width, at_once)):
+        some, column = slice(start, start + each), np.arange(first, min(first + at_once, width))
+        changed = np.tile(rows[some, None, None].astype(np.float64), (1, levels, len(column), 1))
+        changed[:, :, np.arange(len(column)), column] = usual[:, column]
+        found = score(changed.reshape(-1, width)).reshape(-1, levels, len(column))
+        scores[some, column] = found.min(axis=1)
+        values[some, column] = usual[found.argmin(axis=1), column]
+    return Reasons(scores, values)

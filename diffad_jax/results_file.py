@@ -1,6 +1,7 @@
 """results.csv, which survives a kill: a row for each data set, method, protocol and seed, of data that must not change."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.files import read_json, save_json, write_atomically
 from diffad_jax.methods import Detection
 from diffad_jax.metrics import METRICS
-from diffad_jax.workdir import claim
+from diffad_jax.workdir import alone, claim
 
 
 class Key(NamedTuple):
@@ -54,15 +55,17 @@ class Results:
         write_atomically(self.path, csv_files.lines([FIELDS, *map(_cells, rows)]))
 
 
-def results_in(out: Path, data_dir: Path, digests: Mapping[str, str]) -> Results:
-    """The results of one folder of data.
+@contextmanager
+def results_in(out: Path, data_dir: Path, digests: Mapping[str, str]) -> Iterator[Results]:
+    """The results of one folder of data, to which no other process adds meanwhile.
 
     digests: see `claim_data`. Raises InputError where `out`, by its run.json, holds those of another folder, or by its
-    data.json those of other data, before anything is changed there.
+    data.json those of other data, before anything is changed there, and where another process adds to them.
     """
     claim(out / "run.json", {"data_dir": str(data_dir.resolve())}, "results", "directory of results")
-    claim_data(out, digests)
-    return Results(out / "results.csv")
+    with alone(out):
+        claim_data(out, digests)
+        yield Results(out / "results.csv")
 
 
 def claim_data(out: Path, digests: Mapping[str, str]) -> None:

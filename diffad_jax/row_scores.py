@@ -11,7 +11,7 @@ from diffad_jax.data.row_files import unlabelled
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.files import write_atomically
-from diffad_jax.score_table import COLUMNS, UNREADABLE, Counts, claim_scores, score_lines
+from diffad_jax.score_table import COLUMNS, UNREADABLE, Counts, score_lines, scores_in
 
 REASONS = ("path", "column", "value", "usual", "score")
 MOST = 3  # columns of a row
@@ -42,16 +42,16 @@ def score_rows(trained: Trained, file: Path, out: Path, on_error: str = "skip", 
         raise InputError(f"{file}: {error}") from error
     if not len(rows):
         raise InputError(f"{file}: holds no rows")
-    claim_scores(out, trained, file)  # before the work, which another's directory would waste
-    scores = trained.score(rows)
-    table = score_lines(map(str, numbers), scores, trained.statistics)
-    write_atomically(out / "unreadable.csv", csv_files.lines([UNREADABLE, *((row, "not finite") for row in bad)]))
-    (out / "reasons.csv").unlink(missing_ok=True)
-    write_atomically(out / "scores.csv", csv_files.lines([COLUMNS, *table]))
-    if why:
-        strange = np.flatnonzero(scores > trained.statistics.threshold)
-        lines = reason_lines(trained, rows[strange], numbers[strange], scores[strange])
-        write_atomically(out / "reasons.csv", csv_files.lines([REASONS, *lines]))
+    with scores_in(out, trained, file):  # before the work, which another's directory would waste
+        scores = trained.score(rows)
+        table = score_lines(map(str, numbers), scores, trained.statistics)
+        write_atomically(out / "unreadable.csv", csv_files.lines([UNREADABLE, *((row, "not finite") for row in bad)]))
+        (out / "reasons.csv").unlink(missing_ok=True)
+        write_atomically(out / "scores.csv", csv_files.lines([COLUMNS, *table]))
+        if why:
+            strange = np.flatnonzero(scores > trained.statistics.threshold)
+            lines = reason_lines(trained, rows[strange], numbers[strange], scores[strange])
+            write_atomically(out / "reasons.csv", csv_files.lines([REASONS, *lines]))
     return Counts(len(table), len(table), sum(row[3] for row in table), len(bad))
 
 

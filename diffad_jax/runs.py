@@ -136,7 +136,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
                 with folder(workdir / "checkpoints"):
                     TemporaryFile(dir=workdir / "checkpoints").close()  # raises now, not when the first is to be saved
                 if not any_in(workdir / "checkpoints"):
-                    (workdir / "data.json").unlink(missing_ok=True)  # Nothing of these data was learnt yet.
+                    for name in ("data.json", "statistics.npz"):  # Nothing of these data was learnt yet.
+                        (workdir / name).unlink(missing_ok=True)
                 save_data(workdir, dataset, told)
         if progress and writes and len(suspects):
             print(f"{dataset.name}: {len(suspects)} rows that may be no normals are left out", file=sys.stderr)
@@ -195,8 +196,9 @@ def _finished(config: ConfigDict, dataset: Dataset, workdir: Path) -> bool:
     if (workdir / "config.json").exists():
         save_config(workdir, config)
         if (workdir / "statistics.npz").exists() and any_in(workdir / "checkpoints"):
-            Statistics.load(workdir).check_trained_on(dataset, str(workdir))
-            return True
+            statistics = Statistics.load(workdir)
+            statistics.check_trained_on(dataset, str(workdir))
+            return (workdir / "checkpoints" / str(int(statistics.facts["step"]))).exists()
     elif any_in(workdir / "checkpoints"):
         raise InputError(f"{workdir}: holds checkpoints but no config.json to tell of what; choose another workdir")
     return False

@@ -1,7 +1,8 @@
 """scores.csv: whose scores stand in a directory, and a row (path, score, probability, label) for each of them."""
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.files import write_atomically
 from diffad_jax.statistics import Statistics
-from diffad_jax.workdir import claim
+from diffad_jax.workdir import alone, claim
 
 COLUMNS = ("path", "score", "probability", "label")
 UNREADABLE = ("path", "cause")
@@ -74,10 +75,12 @@ class ScoreTable:
         self.labels |= {row[0]: row[3] for row in new}
 
 
-def claim_scores(out: Path, trained: Trained, root: Path) -> None:
-    """Makes `out` the place for the scores of one run and one folder or file; run.json tells which, by a hash and a path.
+@contextmanager
+def scores_in(out: Path, trained: Trained, root: Path) -> Iterator[None]:
+    """Makes `out` the place for the scores of one run and one folder or file, by one process at a time.
 
-    Raises InputError where `out` holds another's, or lies in the folder, whose pictures its heat maps would then be.
+    run.json tells which, by a hash and a path. Raises InputError where `out` holds another's, or lies in the folder, whose
+    pictures its heat maps would then be, and where another process scores into it.
     """
     root = root.resolve()
     if root.is_dir() and out.resolve().is_relative_to(root):
@@ -86,3 +89,5 @@ def claim_scores(out: Path, trained: Trained, root: Path) -> None:
     run = trained.config.to_json_best_effort(sort_keys=True).encode() + trained.statistics.normal_scores.tobytes()
     identity = {"input": str(root), "sha256": hashlib.sha256(run).hexdigest()[:16]}
     claim(out / "run.json", identity, "scores", "directory of scores")
+    with alone(out):
+        yield

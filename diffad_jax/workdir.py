@@ -1,4 +1,4 @@
-"""Whose is a directory? Its config.json and data.json say so, and refuse another run; one process at a time trains in it."""
+"""Whose is a directory? Its config.json and data.json say so, and refuse another run; one process at a time writes there."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -100,22 +100,22 @@ def claim(
 
 
 @contextmanager
-def alone(workdir: Path) -> Iterator[None]:
-    """Keeps other processes on this disk from training in a directory at the same time, until it is left or this one ends.
+def alone(directory: Path) -> Iterator[None]:
+    """Keeps other processes on this disk from writing to a directory at the same time, until it is left or this one ends.
 
-    Raises InputError where one trains there. Where the disk knows no locks, nothing is kept.
+    Raises InputError where one does. Where the disk knows no locks, nothing is kept.
     """
     import fcntl  # here: Windows has none
 
-    with folder(workdir, "work directory"):
-        lock = (workdir / ".lock").open("w")
+    with folder(directory):
+        lock = (directory / ".lock").open("w")
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"{workdir}: another process trains here: wait for its end, choose another workdir, or, where a machine died "
-                "with it, delete .lock"
+                f"{directory}: another process works here: wait for its end, choose another directory, or, where a machine "
+                "died with it, delete .lock"
             ) from error
         except OSError:
             pass

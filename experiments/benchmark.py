@@ -90,7 +90,8 @@ def product_shape(model: Any, shape: tuple[int, ...], batch_size: int) -> tuple[
     """Rows, inner and outer length of the largest kind of product of a network."""
     if isinstance(model, DiT):
         width, *_ = model.dimensions
-        return batch_size * math.prod(shape[:2]) // model.patch_size**2, width, 4 * width
+        sides = shape[:2] if len(shape) == 3 else shape
+        return batch_size * math.prod(-(-side // model.patch_size) for side in sides), width, 4 * width
     if isinstance(model, UNet):
         channels = model.channels * max(model.channel_multipliers)
         return batch_size * math.prod(shape[:2]) // 4, 9 * channels, channels

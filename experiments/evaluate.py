@@ -148,10 +148,10 @@ def main(_: list[str]) -> None:
         return
     title = f"diffad_jax: {root.name}"
     # Written first: whoever reads what is printed may stop before its end.
-    report = write_report(root / f"report{suffix()}.html", title, results, config_of(directories))
+    report = write_report(root / f"report{suffix()}.html", title, results, config_of(list(found)))
     print("\n\n".join(filter(None, [summary_table(results), threshold_lines(results)])))
-    shown = ", ".join(str(directory / f"metrics{suffix()}.json") for directory in directories[:3])
-    print(f"\nmetrics: {shown}{' ...' if len(directories) > 3 else ''}")
+    shown = ", ".join(str(directory / f"metrics{suffix()}.json") for directory in list(found)[:3])
+    print(f"\nmetrics: {shown}{' ...' if len(found) > 3 else ''}")
     print(f"report with pictures: {report.resolve()}")
 
 

@@ -106,10 +106,10 @@ def main(_: list[str]) -> None:
             if (workdir_of(key) / "config.json").exists():
                 save_config(workdir_of(key), config_of(key))
     data_dir = Path(DATA_DIR.value)
-    results = results_file.results_in(out, data_dir, {data_dir.resolve().name: digest(data_dir)})
-    pending = [key for key in asked if key not in results.done]
-    for key in tqdm(pending, total=len(asked), initial=len(asked) - len(pending), unit="result", smoothing=0):
-        results.append(measure(key))
+    with results_file.results_in(out, data_dir, {data_dir.resolve().name: digest(data_dir)}) as results:
+        pending = [key for key in asked if key not in results.done]
+        for key in tqdm(pending, total=len(asked), initial=len(asked) - len(pending), unit="result", smoothing=0):
+            results.append(measure(key))
     rows = [row for row in results.rows if results_file.key_of(row) in asked]
     curves = scalability.curves_of(rows, list(dict.fromkeys(method for _, method, *_ in asked)))
     if not curves.methods:

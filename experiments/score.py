@@ -41,7 +41,6 @@ FAULTS = flags.DEFINE_enum(
 
 def main(_: list[str]) -> None:
     root, out = Path(INPUT.value), Path(OUT.value)
-    trained = detector.load(WORKDIR.value, BATCH_SIZE.value)
     of_rows = is_row_file(root) and not root.is_dir()
     if root.is_file() and not of_rows:
         raise InputError(f"--input: {root} is a file, allowed are .npz, .npy and .csv files and folders of pictures")
@@ -49,6 +48,7 @@ def main(_: list[str]) -> None:
         raise InputError(f"--heat_maps: allowed with a folder of pictures, {root} is a file")
     if REASONS.value and not of_rows:
         raise InputError(f"--reasons: allowed with a file of rows, {root} is a folder")
+    trained = detector.load(WORKDIR.value, BATCH_SIZE.value)
     if of_rows:
         counts = score_rows(trained, root, out, FAULTS.value, REASONS.value)
         print(f"scored: {counts.scored} rows: {out / 'scores.csv'}")

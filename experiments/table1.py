@@ -54,19 +54,15 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()[:32]
 
 
-def main(_: list[str]) -> None:
-    methods = cli.chosen("methods", CHOSEN.value or [""], METHODS)
-    names, protocol, out = cli.chosen_rows(DATA_DIR.value, ROWS.value), PROTOCOL.value, Path(OUT.value)
-    data_dir = Path(DATA_DIR.value)
-    results = results_file.results_in(out, data_dir, {name: digest(data_dir / f"{name}.npz") for name in names})
-    keys = [results_file.Key(name, m, protocol, seed) for name in names for seed in range(SEEDS.value) for m in methods]
+def fill(results: results_file.Results, keys: list[results_file.Key], out: Path) -> None:
+    """Adds the results of those keys that are not there, one by one, and puts all in order."""
     pending = [key for key in keys if key not in results.done]
     loaded: dict[tuple[str, int], Dataset | Exception] = {}
     for key in tqdm(pending, total=len(keys), initial=len(keys) - len(pending), unit="result", smoothing=0):
         if (at := (key.dataset, key.seed)) not in loaded:
             loaded.clear()
             try:
-                loaded[at] = adbench(DATA_DIR.value, key.dataset, protocol, key.seed)
+                loaded[at] = adbench(DATA_DIR.value, key.dataset, key.protocol, key.seed)
             except Exception as error:
                 loaded[at] = error
         results.append(measure(key, loaded[at], out))
@@ -78,6 +74,16 @@ def main(_: list[str]) -> None:
             key=lambda r: (r["protocol"], r["dataset"], r["seed"], place.get(r["method"], len(place))),
         )
     )
+
+
+def main(_: list[str]) -> None:
+    methods = cli.chosen("methods", CHOSEN.value or [""], METHODS)
+    names, protocol, out = cli.chosen_rows(DATA_DIR.value, ROWS.value), PROTOCOL.value, Path(OUT.value)
+    data_dir = Path(DATA_DIR.value)
+    keys = [results_file.Key(name, m, protocol, seed) for name in names for seed in range(SEEDS.value) for m in methods]
+    digests = {name: digest(data_dir / f"{name}.npz") for name in names}
+    with results_file.results_in(out, data_dir, digests) as results:
+        fill(results, keys, out)
     rows = [row for row in results.rows if row["protocol"] == protocol and row["method"] in METHODS]
     python = f"Python {platform.python_version()}"
     facts = {

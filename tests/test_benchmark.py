@@ -63,6 +63,13 @@ def test_figures_of_a_tiny_config(
     assert figures["score_of_train"] == pytest.approx(evaluations / figures["train_examples_per_second"] / 3)
 
 
+def test_the_product_of_a_transformer_has_a_row_for_each_token() -> None:
+    network = DiT(patch_size=8, width=64, depth=1, num_heads=2)
+    assert benchmark.product_shape(network, (512,), 64) == (64 * 64, 64, 256)
+    assert benchmark.product_shape(network, (100,), 2) == (2 * 13, 64, 256)
+    assert benchmark.product_shape(network, (32, 16, 3), 4) == (4 * 8, 64, 256)
+
+
 def test_the_loop_is_told_by_its_log_beside_the_bare_step() -> None:
     """A step of 20 ms, and a loop whose third and fourth lines tell of 30 and 50 steps/s."""
 

@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from processes import Finished, command, start, with_devices
 from sklearn.metrics import roc_auc_score
 from tiny import get_config
@@ -537,7 +538,7 @@ def test_a_directory_in_which_one_process_trains_is_refused_to_others(tiny: str,
     while not (workdir / "checkpoints" / "20").exists() and first.is_alive():
         time.sleep(0.01)
     second = command("experiments.train", "--workdir", str(workdir), *arguments, output=tmp_path / "second")
-    assert_refused(second, str(workdir), "another process trains here")
+    assert_refused(second, str(workdir), "another process works here")
     assert first.is_alive()
     first.terminate()
     first.join()
@@ -615,6 +616,33 @@ def test_a_run_that_has_begun_goes_on_with_the_same_data_alone(tmp_path: Path) -
         runs.train(config, Dataset("other", rows, rows, labels), tmp_path / "run", progress=False)
     assert contents(tmp_path / "run") == before
     runs.train(config, Dataset("set", rows, rows, labels), tmp_path / "run", progress=False)
+
+
+def test_statistics_without_their_checkpoint_end_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is finished where there is the state that its statistics are of."""
+    config, rows = get_config("vectors"), np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    labels = np.repeat([0, 1], [39, 1])
+
+    def begin(name: str) -> Path:
+        runs.train(config, Dataset(name, rows, rows, labels), tmp_path / "run", progress=False)
+        return tmp_path / "run"
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    run = begin("set")
+    scores = detector.load(run).score(rows)
+    shutil.rmtree(run / "checkpoints" / "20")
+    begin("set")
+    assert_array_equal(detector.load(run).score(rows), scores)
+    # Where all checkpoints are gone it begins anew, and old statistics go before anything is learnt.
+    shutil.rmtree(run / "checkpoints")
+    monkeypatch.setattr(runs, "_judge", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        begin("set")
+    assert (run / "checkpoints" / "20").exists() and not (run / "statistics.npz").exists()
+    monkeypatch.undo()
+    assert_array_equal(detector.load(begin("set")).score(rows), scores)
 
 
 def test_checkpoints_without_their_config_are_refused(tmp_path: Path, unbroken: Unbroken) -> None:

@@ -156,7 +156,7 @@ def test_bad_arguments_are_refused() -> None:
     for share in (-0.1, 0.3, "auto"):
         with pytest.raises(InputError, match=f"suspected: found {share!r}, allowed are numbers from 0 up to 0.25"):
             DiffusionDetector(suspected=share).fit(normals(20))
-    assert DiffusionDetector(suspected=0.25).fit(normals(8)).predict(normals(8)).shape == (8,)
+    assert DiffusionDetector(suspected=np.float32(0.25)).fit(normals(8)).predict(normals(8)).shape == (8,)
     large = normals(30)
     large[20, 1] = 1e39
     with pytest.raises(InputError, match=r"1 of 30 rows are not finite as float32 \(first: row 20\)"):

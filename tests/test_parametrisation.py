@@ -104,6 +104,18 @@ def test_fixed_variances(name: str) -> None:
     assert_allclose([small[0], large[0]], [expected] * 2, rtol=1e-5)
 
 
+def test_a_step_of_no_length_has_no_noise_of_any_kind() -> None:
+    """A chain snaps times that lie closer than a thousandth of its steps."""
+    p = PROCESSES["linear"]
+    t = jnp.float32(0.5)
+    s = jnp.nextafter(t, jnp.float32(0))
+    assert p.log_snr(s) == p.log_snr(t)
+    for fraction in (0.0, 0.5, 1.0):
+        prediction = Prediction(X_0, EPS, np.full_like(X_0, fraction))
+        for variance in ("small", "large", "learned"):
+            assert (np.exp(reverse_log_variance(p, prediction, s, t, variance)) < 1e-30).all()
+
+
 def test_bad_names_raise() -> None:
     p, prediction = PROCESSES["linear"], Prediction(X_0, EPS)
     with pytest.raises(InputError, match=r"predicts: found 'score'; allowed are eps, x_0, v, edm"):

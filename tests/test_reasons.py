@@ -19,12 +19,13 @@ def test_usual_values_stand_in_the_rows_and_divide_them_evenly() -> None:
     assert_array_equal(usual_values(np.zeros((30, 4, 4, 1))), np.zeros(0))
 
 
-@pytest.mark.parametrize("at_once", [1, 9 * 4 * 4 * 3, 2**22])
+@pytest.mark.parametrize("at_once", [1, 9 * 4 * 3, 9 * 4 * 4 * 3, 2**22])
 def test_the_best_change_of_each_column_is_found(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AT_ONCE", at_once)
     usual, rows = RNG.normal(size=(9, 4)), RNG.normal(size=(8, 4)).astype(np.float32)
 
     def score(x: np.ndarray) -> np.ndarray:
+        assert x.size <= max(at_once, 9 * 4)
         return np.abs(x[:, 0] - 2 * x[:, 1]) + (x[:, 2] + 0.3) ** 2 + 0 * x[:, 3]
 
     found = reasons(score, rows, usual)

@@ -218,6 +218,8 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
     np.save(tmp_path / "scalar.npy", 3.0)
     with pytest.raises(InputError, match=r"scalar.npy: X has shape \(\)"):
         load({"name": "adbench_folder", "path": str(tmp_path / "scalar.npy")})
+    with pytest.raises(InputError, match=r"scalar.npy: X is a single float64 number, allowed are rows"):
+        unlabelled(tmp_path / "scalar.npy")
     for name in ("picture.csv", "objects.npy", "archive.npy", "gone.csv", "gone.npy", "gone.npz"):
         with pytest.raises(InputError, match=name):
             read(tmp_path / name)

@@ -33,6 +33,7 @@ from diffad_jax.row_scores import score_rows
 from diffad_jax.score_table import Counts, ScoreTable, probability, score_lines
 from diffad_jax.scores import Score
 from diffad_jax.statistics import Statistics
+from diffad_jax.workdir import alone
 
 SIZE = 8
 
@@ -404,6 +405,8 @@ def test_what_is_refused(workdir: Path, photos: Path, done: tuple[Path, Finished
     of_pictures = score(workdir, tmp_path / "rows.npy", tmp_path / "why", "--reasons")
     assert_refused(of_pictures, "reasons", "has learnt pictures [8, 8, 3]", "allowed are runs of rows")
     assert not (tmp_path / "why").exists()
+    with alone(out):
+        assert_refused(score(workdir, photos, out), f"{out}: another process works here")
     strict = score(workdir, photos, tmp_path / "strict", "--on_error=fail")
     assert_refused(strict, str(photos / "2b.png"), "cannot be read as a picture")
     assert [row["path"] for row in rows_of(tmp_path / "strict")] == ["0.png", "1.png", "2.png"]

@@ -70,6 +70,17 @@ def test_the_mean_of_an_antithetic_pair_is_free_of_noise(make: Callable[[Process
     assert not np.isclose(error, other_error, rtol=1e-3).any()
 
 
+@pytest.mark.parametrize("grid", list(samplers.GRIDS))
+@pytest.mark.parametrize("sampler", list(assembly.SAMPLERS))
+@pytest.mark.parametrize("process", list(assembly.PROCESSES))
+def test_float32_data_stay_so_where_jax_knows_float64(process: str, sampler: str, grid: str) -> None:
+    p, x_0 = assembly.PROCESSES[process](), jnp.zeros((2, 3), jnp.float32)
+    score = scores.reconstruction(p, assembly.SAMPLERS[sampler](p), (0.3,), 4, num_draws=2, bias=True, grid=grid)
+    with jax.enable_x64(True):
+        found = jax.eval_shape(partial(score.maps, lambda x, t: Prediction(x, x, x)), x_0, KEY)
+    assert found.dtype == jnp.float32
+
+
 def test_a_reconstruction_goes_back_in_even_steps() -> None:
     p, x_0 = PROCESSES["cosine"], np.zeros((1, 3), np.float32)
     sampler = Sampler(lambda denoise, x, t, s, key, memory: (x + (t - s) ** 2, memory))

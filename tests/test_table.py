@@ -182,6 +182,17 @@ def test_means_are_over_seeds_and_over_sets_that_all_methods_scored() -> None:
     )
 
 
+def test_one_process_at_a_time_adds_to_results(tmp_path: Path) -> None:
+    """Each rewrites the file at its end, by the rows that it knows."""
+    with results_file.results_in(tmp_path / "out", tmp_path, {}) as results:
+        second = results_file.results_in(tmp_path / "out", tmp_path, {})
+        with pytest.raises(InputError, match="out: another process works here"), second:
+            pass
+        results.append(results_file.row(results_file.Key("a", "ours", "clean", 0), {"auroc": 0.5}))
+    with results_file.results_in(tmp_path / "out", tmp_path, {}) as results:
+        assert len(results.rows) == 1
+
+
 def test_results_of_data_that_changed_are_not_added_to(tmp_path: Path) -> None:
     results_file.claim_data(tmp_path, {"a": "1", "b": "2"})
     results_file.claim_data(tmp_path, {"b": "2", "c": "3"})

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from processes import CONTEXT, command
 
-from diffad_jax.data.dataset import Dataset, Rows
+from diffad_jax.data.dataset import Dataset, Rows, fingerprint
 from diffad_jax.data.loading import load
 from diffad_jax.data.pictures import read_picture
 from diffad_jax.data.tfds_pictures import tfds_corrupted, tfds_pictures
@@ -103,6 +103,15 @@ def test_sizes_that_vary_and_a_test_split_without_labels() -> None:
     assert read(np.asarray(dataset.test)[dataset.labels == 1]) == Counter(p for p, label in pictures[30:] if label != 0)
     with pytest.raises(InputError, match=r"test\[:3\]: 3 of 3 pictures have no label"):
         tfds_pictures("imagenet2012", FOLDER, normal_class="disk", size=16, test="test[:3]")
+
+
+def test_a_fingerprint_tells_other_pictures_from_as_many() -> None:
+    first, other = (
+        tfds_pictures(f"mnist_corrupted/{name}", FOLDER, normal_class=3, train="test")
+        for name in ("identity", "shot_noise")
+    )
+    assert first.train.shape == other.train.shape
+    assert fingerprint(first.train) == fingerprint(pickle.loads(pickle.dumps(first.train))) != fingerprint(other.train)
 
 
 def test_validation_in_place_of_test(copied: Path) -> None:

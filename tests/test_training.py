@@ -49,6 +49,21 @@ def test_a_network_of_bfloat16_is_trained_in_float32() -> None:
     assert kinds == {jnp.dtype("float32")}
 
 
+@pytest.mark.parametrize("model", ["MLP", "DiT", "UNet"])
+def test_a_step_keeps_float32_where_jax_knows_float64(model: str) -> None:
+    """In a process that has switched it on for something else; a scan over steps would refuse other types."""
+    config, shape = tiny.get_config("digits" if model == "UNet" else "vectors"), (8, 8, 1) if model == "UNet" else (D,)
+    if model == "DiT":
+        config.model = {"name": "DiT", "patch_size": 1, "width": 16, "depth": 2, "num_heads": 2}
+    with jax.enable_x64(True):
+        _, init, step, training = define(config, shape)
+        count = training.batch_size
+        state = jax.eval_shape(init)
+        after, _ = jax.eval_shape(step, state, Batch(jnp.zeros((count, *shape), jnp.float32), jnp.arange(count)), KEY)
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+    assert jnp.dtype("float64") not in {leaf.dtype for leaf in jax.tree.leaves(state)}
+
+
 def start(optimizer: optax.GradientTransformation) -> TrainState:
     return init_state({"w": jnp.eye(D), "b": jnp.zeros(D)}, optimizer)
 

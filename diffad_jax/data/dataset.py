@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -97,7 +97,7 @@ def fingerprint(rows: Rows) -> str:
     """What tells training rows [N, ...] from others of that name: a hash of their shape and, of arrays, of their values.
 
     Of arrays of more than CHUNK_VALUES values evenly spaced rows are taken. Pictures in files are not decoded, which rounds
-    differently on different machines: their names count, and the bytes that evenly spaced ones take.
+    differently on different machines: their names, or places, count, and how many bytes evenly spaced ones take.
     """
     found = hashlib.sha256(repr(tuple(rows.shape)).encode())
     if isinstance(rows, np.ndarray | Chosen):
@@ -105,19 +105,12 @@ def fingerprint(rows: Rows) -> str:
         found.update(np.ascontiguousarray(rows[evenly_spaced(len(rows), wanted)], np.float64).tobytes())
     elif files := getattr(rows, "files", ()):
         looked_at = set(evenly_spaced(len(files), MOST_LOOKED_AT).tolist())
+        bytes_of = getattr(rows, "bytes_of", lambda file: None)
         for place, file in enumerate(files):
             # With the folder, which may be the class; folders above it may be others on another machine.
             name = "/".join(file.parts[-2:]) if isinstance(file, Path) else file
-            found.update(repr((name, _size(file) if place in looked_at else None)).encode())
+            found.update(repr((name, bytes_of(file) if place in looked_at else None)).encode())
     return found.hexdigest()[:16]
-
-
-def _size(file: Any) -> int | None:
-    """The bytes of a file, None where it cannot be told."""
-    try:
-        return file.stat().st_size if isinstance(file, Path) else None
-    except OSError:
-        return None
 
 
 def checked(X: ArrayLike, y: ArrayLike, source: str, normals_alone: bool = False) -> tuple[np.ndarray, np.ndarray]:

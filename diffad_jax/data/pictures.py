@@ -119,6 +119,13 @@ class Decoded(ABC, Generic[File]):
     @abstractmethod
     def read(self, file: File) -> np.ndarray: ...
 
+    def bytes_of(self, file: File) -> int | None:
+        """How many bytes the file takes, None where that cannot be told."""
+        try:
+            return file.stat().st_size if isinstance(file, Path) else None
+        except OSError:
+            return None
+
     def __len__(self) -> int:
         return len(self.files)
 

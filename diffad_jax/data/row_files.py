@@ -115,6 +115,8 @@ def unlabelled(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
         X = read_arrays(path, ("X",))["X"]
     else:
         X, _, columns = read(path, gaps=True)
+    if X.ndim == 0:
+        raise InputError(f"{path}: X is a single {X.dtype} number, allowed are rows [n, D] and pictures")
     return X[..., None] if X.ndim == 3 else X, columns
 
 

@@ -153,12 +153,18 @@ class TfdsPictures(Decoded[int]):
         self.splits, self.size = splits, size
 
     def read(self, file: int) -> np.ndarray:
+        return read_picture(self._encoded(file), self.shape[3], self.size)
+
+    def bytes_of(self, file: int) -> int:
+        return self._encoded(file).getbuffer().nbytes
+
+    def _encoded(self, file: int) -> "_Encoded":
         for split in self.splits:
             if file < len(split):
                 break
             file -= len(split)
         [example] = split.read([file])
-        return read_picture(_Encoded(example[split.picture_key], f"{split}: example {file}"), self.shape[3], self.size)
+        return _Encoded(example[split.picture_key], f"{split}: example {file}")
 
 
 class _Encoded(io.BytesIO):

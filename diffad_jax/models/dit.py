@@ -54,8 +54,8 @@ class QKV(nn.Module):
     def __call__(self, x: jax.Array) -> list[jax.Array]:
         """Map tokens x [B, L, width] to three arrays [B, L, num_heads, width / num_heads]."""
         width = x.shape[-1]
-        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (width, 3 * width))
-        bias = self.param("bias", nn.initializers.zeros, (3 * width,))
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (width, 3 * width), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (3 * width,), jnp.float32)
         parts = products(x, *jnp.split(kernel.astype(self.dtype), 3, axis=1))
         return [
             (part + b).reshape(*x.shape[:2], self.num_heads, -1)

@@ -69,8 +69,8 @@ class Conv3x3(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The convolution of x [B, H, W, C], and the bias [features] to add, which a normalisation does for free."""
         init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
-        kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         convolved = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         return checkpoint_name(convolved, CONVOLVED), bias.astype(self.dtype)
 
@@ -146,7 +146,7 @@ class GroupNorm(nn.Module):
             The result, and where `residual` is set x, for the branch that goes past this layer (see `ops.normalise`).
         """
         channels = x.shape[-1]
-        gamma = self.param("scale", nn.initializers.ones, (channels,))
-        beta = self.param("bias", nn.initializers.zeros, (channels,))
+        gamma = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        beta = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         parameters = (jnp.asarray(p, jnp.float32) for p in (gamma, beta, scale, shift, bias))
         return normalise(_by_group(math.gcd(self.groups, channels)), self.silu, self.residual, x, *parameters)
