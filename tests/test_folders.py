@@ -435,8 +435,10 @@ def test_names_that_are_numbers_are_names_and_nothing_is_no_class() -> None:
     assert class_setting("", 1, ["1", "2", "10"]) == ("anomalous", [0])
     assert class_setting((10, 2), None, ["1", "2", "10"]) == ("normal", [1, 2])
     assert class_setting(1, None, ["cat", "dog"]) == ("normal", [1])
-    with pytest.raises(InputError, match="config.data: give exactly one"):
+    with pytest.raises(InputError, match="config.data: give exactly one .*; the classes are a, b$"):
         class_setting("", None, ["a", "b"])
+    with pytest.raises(InputError, match="the classes are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more$"):
+        class_setting(None, None, [str(i) for i in range(12)])
 
 
 def test_pictures_without_folders_are_normals_alone(tmp_path: Path) -> None:
@@ -450,6 +452,10 @@ def test_pictures_without_folders_are_normals_alone(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="photos: neither it nor its sub-folders .* or pictures of normals and no folders"
     ):
+        mvtec(tmp_path / "photos", 8)
+    # Sub-folders of kinds, as `evaluate --data` takes them, have their normals in one.
+    write(tmp_path / "photos" / "good" / "0.png", noise(9, 9))
+    with pytest.raises(InputError, match="for these normals alone give .*photos/good$"):
         mvtec(tmp_path / "photos", 8)
 
 

@@ -80,6 +80,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder / "checks.png", 255 * (np.indices((12, 16)) // 4).sum(axis=0)[..., None].repeat(3, axis=2) % 510)
     (folder / "2b.png").write_bytes((folder / "2.png").read_bytes()[:200])
     (folder / "text.jpg").write_text("no picture")
+    for name in ("notes.txt", "a, b/1.HEIC", "2.heic", ".hidden"):
+        (folder / name).write_text("not by its name")
     return folder
 
 
@@ -121,6 +123,7 @@ def test_every_picture_gets_the_score_of_its_pixels(workdir: Path, photos: Path,
     faults = {row["path"]: row["cause"] for row in rows_of(out, "unreadable.csv")}
     assert set(faults) == {"2b.png", "text.jpg"} and all("cannot be read" in cause for cause in faults.values())
     assert "scored: 10 pictures, 10 of them now" in finished.out and "unreadable: 2" in finished.out
+    assert "left out, no pictures by their names: .heic 2, .txt 1\n" in finished.out
 
 
 def test_heat_maps_are_on_the_scale_of_the_normals_and_beyond_it_on_their_own(
@@ -200,9 +203,12 @@ def test_names_as_long_as_file_systems_allow_have_heat_maps_of_their_own(
 def test_pictures_of_few_levels_are_told_where_they_are_scored(
     workdir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    save(tmp_path / "a.png", np.zeros((12, 12)))
     Image.fromarray(np.linspace(0, 4095, 144).reshape(12, 12).astype(np.uint16)).save(tmp_path / "deep.png")
     with caplog.at_level("WARNING", "absl"):
-        as_trained(detector.load(workdir), [tmp_path / "deep.png"], PictureFiles)
+        as_trained(detector.load(workdir), [tmp_path / "a.png"], PictureFiles)
+        assert not caplog.records
+        as_trained(detector.load(workdir), [tmp_path / "a.png", tmp_path / "deep.png"], PictureFiles)
     assert "17 grey levels are left" in caplog.text
 
 

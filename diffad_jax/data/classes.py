@@ -8,6 +8,7 @@ import numpy as np
 from diffad_jax.errors import InputError, check_choice
 
 Classes = int | str | Sequence[int | str]
+SHOWN = 10  # classes in a message
 
 
 def class_setting(
@@ -23,9 +24,10 @@ def class_setting(
         None if isinstance(given, str) and not given else given for given in (normal_class, anomalous_class)
     )
     if (normal_class is None) == (anomalous_class is None):
+        shown = ", ".join(class_names[:SHOWN]) + (f" and {len(class_names) - SHOWN} more" * (len(class_names) > SHOWN))
         raise InputError(
             f"config.data: give exactly one of normal_class (found {normal_class!r}) and anomalous_class (found "
-            f"{anomalous_class!r})"
+            f"{anomalous_class!r}); the classes are {shown}"
         )
     side, given = ("anomalous", anomalous_class) if normal_class is None else ("normal", normal_class)
     names = list(class_names)

@@ -1,6 +1,7 @@
 """Folders of pictures: MVTec-AD's layout, class folders and a plain folder."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,6 +33,12 @@ def picture_folder(path: str | Path) -> list[Path]:
     if not files:
         raise InputError(f"{root}: holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
     return [Path(file) for file in sorted(files)]
+
+
+def left_out(path: str | Path) -> Counter[str]:
+    """How many files below a folder are no pictures by their names, by suffix; hidden ones are not counted."""
+    names = (Path(name) for _, names in _walk(Path(path)) for name in names if not name.startswith("."))
+    return Counter(name.suffix.lower() for name in names if not name.name.lower().endswith(PICTURE_SUFFIXES))
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
@@ -96,9 +103,10 @@ def mvtec(
     if not found:
         if not any(folder.is_dir() for folder in root.glob("[!.]*")):
             return _mvtec_category(root, root, size, fit, channels, on_error)
+        alone = f"; for these normals alone give {root / GOOD}" if (root / GOOD).is_dir() else ""
         raise InputError(
             f"{root}: neither it nor its sub-folders hold train/{GOOD}, expected is MVTec-AD's layout, or pictures of normals"
-            " and no folders"
+            f" and no folders{alone}"
         )
     chosen = found if categories is None else [categories] if isinstance(categories, str) else categories
     if unknown := [name for name in chosen if name not in found]:

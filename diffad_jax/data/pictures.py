@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from diffad_jax.errors import InputError, check_choice, first_line
 
-PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FITS = ("crop", "stretch")
 ON_ERROR = ("fail", "skip")
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")
@@ -87,16 +87,15 @@ def readable(files: Sequence[Path], on_error: str = "fail") -> list[Path]:
 
 
 def warn_of_few_levels(files: Sequence[Path]) -> None:
-    """Looks at a few files, evenly spaced."""
+    """Looks at a few files, evenly spaced, and tells of those of more than 8 bits."""
     largest = 0.0
     for file in files[:: max(1, len(files) // LOOKED_AT)]:
         try:
             with Image.open(file) as image:
-                if not image.mode.startswith(("I", "F")):
-                    return
-                largest = max(largest, float(np.asarray(image).max()))
+                if image.mode.startswith(("I", "F")):
+                    largest = max(largest, float(np.asarray(image).max()))
         except Exception:  # As in `_decode`, where it is told.
-            return
+            continue
     if 1 < largest < DEEP / 4:
         logging.warning(
             "%s: pictures of more than 8 bits with values up to %d alone, of %d: %d grey levels are left; multiply them",
