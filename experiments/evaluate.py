@@ -9,6 +9,7 @@ results then go to metrics_<name of PATH>.json and report_<name of PATH>.html.
 
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -54,6 +55,8 @@ def evaluate_run(directory: Path) -> list[Result]:
         datasets = to_test(trained, Path(DATA.value) if DATA.value else None, training=bool(BASELINES.value))
         baselines.check_width(BASELINES.value, math.prod(trained.statistics.transform.shape))
     check_alike({f"{directory}, {dataset.name}": fingerprint(dataset.test) for dataset in datasets})
+    if jax.process_index() == 0:
+        print(f"{directory}: scoring {sum(len(dataset.test) for dataset in datasets)} test data", file=sys.stderr)
     try:
         measured, seconds = measure(trained, datasets)
     except InputError as error:
