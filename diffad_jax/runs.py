@@ -14,7 +14,7 @@ from absl import logging
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffad_jax import baselines, compiler, distributed, samplers
+from diffad_jax import compiler, distributed, samplers
 from diffad_jax.assembly import System, assemble
 from diffad_jax.build import call
 from diffad_jax.calibration import COMBINATIONS
@@ -243,6 +243,8 @@ def _without_suspects(train: Rows, share: float, seed: int) -> tuple[Rows, Rows]
         raise InputError(f"config.training.suspected: found {share}, allowed with pictures is 0")
     if not (suspects := round(share * len(train))):
         return train, np.zeros((0, *train.shape[1:]), train.dtype)
+    from diffad_jax import baselines  # here: scikit-learn takes half a second to import
+
     trusted = baselines.trusted(train, suspects, seed)
     return train[np.flatnonzero(trusted)], train[np.flatnonzero(~trusted)]
 
