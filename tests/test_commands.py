@@ -217,6 +217,7 @@ def test_a_folder_of_sets_gives_a_run_each_and_their_mean(tmp_path: Path) -> Non
     assert command("experiments.train", *normals, "--config.training.num_steps=10", output=tmp_path / "o").code == 0
     rest = evaluate(workdir, "--baselines=")
     assert rest.code == 0 and f"{workdir / 'plain'}: left out" in rest.out and "far" in rest.out, rest
+    assert str(workdir / "near" / "metrics.json") in rest.out and "plain/metrics.json" not in rest.out, rest
     assert_refused(evaluate(workdir / "plain", "--baselines="), "holds nothing to test on")
     shutil.rmtree(workdir / "plain")
 
