@@ -125,6 +125,7 @@ def test_measurements_are_those_of_brute_force_and_no_change_of_one_constant_bea
     assert criterion[chosen] > criterion[0, 0, 1, 3, 0, 1, np.inf]
 
 
+@pytest.mark.slow
 def test_labelled_sets_count_for_half(tmp_path: Path) -> None:
     folder, others = tmp_path / "data", tmp_path / "others"
     anomalies = clusters(30, seed=3) + 4
