@@ -221,9 +221,9 @@ class Checkpoints:
             ) from error
 
 
-def any_in(directory: Path) -> bool:
-    """Whether a directory of checkpoints holds one."""
-    return any(path.name.isdecimal() for path in directory.glob("*"))
+def steps_in(directory: Path) -> set[int]:
+    """The steps of which a directory holds checkpoints."""
+    return {int(path.name) for path in directory.glob("*") if path.name.isdecimal()}
 
 
 def _holds_loss(content: bytes) -> bool:

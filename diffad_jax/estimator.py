@@ -84,7 +84,8 @@ class DiffusionDetector(BaseEstimator):
         folds = min(FOLDS_OF_FEW, len(rows)) if few else FOLDS
         place = random.permutation(len(rows))
         fold = np.arange(len(rows)) * folds // len(rows) if self.ordered else place % folds
-        self.scorer_, self.usual_ = fit(rows[learnt], seed), usual_values(rows[learnt])
+        known = rows[learnt]
+        self.scorer_, self.usual_ = fit(known, seed), usual_values(known)
         self.scores_ = np.empty(len(rows))
         with _silence():  # what there was to be warned of has been said of all
             for i in range(folds):

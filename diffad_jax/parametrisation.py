@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from diffad_jax.errors import InputError, check_choice
@@ -31,6 +32,7 @@ Denoise = Callable[[Array, Array], Prediction]
 Network = Callable[[Array, Array], Array]
 """(input [B, ...], t [B]) -> output like the input, or with twice its last axis where the variance is learned."""
 
+TINY = float(np.finfo(np.float32).tiny)
 PREDICTS = ("eps", "x_0", "v", "edm")
 
 
@@ -104,11 +106,10 @@ def reverse_log_variance(
     check_choice("variance", variance, VARIANCES)
     first = s <= 0
     lower, upper = jnp.where(first, t, s), jnp.where(first, jnp.minimum(2 * t, 1.0), t)
-    floor = jnp.where(first, process.sigma(t) ** 2 / 2, 0.0)
-    # Times that a chain snaps to one point of its own make a step without noise, between whose bounds nothing lies.
-    least = jnp.finfo(floor.dtype).tiny
-    log_posterior = jnp.log(jnp.maximum(posterior_variance(process, lower, upper), jnp.maximum(floor, least)))
-    log_transition = jnp.log(jnp.maximum(transition_variance(process, s, t), least))
+    # Times that a chain snaps to one point of its own make a step without noise, whose logarithm would be infinite.
+    floor = jnp.where(first, process.sigma(t) ** 2 / 2, TINY)
+    log_posterior = jnp.log(jnp.maximum(posterior_variance(process, lower, upper), floor))
+    log_transition = jnp.log(jnp.maximum(transition_variance(process, s, t), floor))
     small = expand(log_posterior, prediction.x_0)
     if variance == "small":
         return small

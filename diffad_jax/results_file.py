@@ -1,9 +1,11 @@
 """results.csv, which survives a kill: a row for each data set, method, protocol and seed, of data that must not change."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 from diffad_jax import csv_files
 from diffad_jax.data.dataset import Dataset
@@ -42,6 +44,11 @@ class Results:
         self.rows = [parsed(row) for row in rows if not row["error"]]
         self.done = {key_of(row) for row in self.rows}
         self.rewrite(self.rows)
+
+    def missing(self, keys: Sequence[Key]) -> Iterator[Key]:
+        """Those of the keys that are not there, one after the other, with a progress bar over all."""
+        pending = [key for key in keys if key not in self.done]
+        yield from tqdm(pending, total=len(keys), initial=len(keys) - len(pending), unit="result", smoothing=0)
 
     def append(self, row: Row) -> None:
         """Adds one row and waits until it is on disk."""

@@ -18,7 +18,7 @@ from diffad_jax import compiler, distributed, samplers
 from diffad_jax.assembly import System, assemble
 from diffad_jax.build import call
 from diffad_jax.calibration import COMBINATIONS
-from diffad_jax.checkpoint import any_in
+from diffad_jax.checkpoint import steps_in
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Chosen, Dataset, Rows, evenly_spaced, fingerprint
 from diffad_jax.data.transforms import Transform
@@ -135,7 +135,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
                 save_config(workdir, config)
                 with folder(workdir / "checkpoints"):
                     TemporaryFile(dir=workdir / "checkpoints").close()  # raises now, not when the first is to be saved
-                if not any_in(workdir / "checkpoints"):
+                if not steps_in(workdir / "checkpoints"):
                     for name in ("data.json", "statistics.npz"):  # Nothing of these data was learnt yet.
                         (workdir / name).unlink(missing_ok=True)
                 save_data(workdir, dataset, told)
@@ -169,9 +169,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
         counts = {"n_train": len(parts.learnt), "n_held_out": len(parts.held_out)}
         facts = {**counts, "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
         if writes:
-            Statistics(transform, *judged, facts, dataset.name, told, usual_values(learnt), dataset.columns).save(
-                workdir
-            )
+            usual = usual_values(learnt)
+            Statistics(transform, *judged, facts, dataset.name, told, usual, dataset.columns).save(workdir)
 
 
 def _warn(name: str, parts: Parts, fsdp: int, parallel: Parallel, state: TrainState) -> None:
@@ -193,13 +192,14 @@ def _warn(name: str, parts: Parts, fsdp: int, parallel: Parallel, state: TrainSt
 
 def _finished(config: ConfigDict, dataset: Dataset, workdir: Path) -> bool:
     """Whether workdir holds this run, finished; raises InputError where it holds another."""
+    steps = steps_in(workdir / "checkpoints")
     if (workdir / "config.json").exists():
         save_config(workdir, config)
-        if (workdir / "statistics.npz").exists() and any_in(workdir / "checkpoints"):
+        if (workdir / "statistics.npz").exists() and steps:
             statistics = Statistics.load(workdir)
             statistics.check_trained_on(dataset, str(workdir))
-            return (workdir / "checkpoints" / str(int(statistics.facts["step"]))).exists()
-    elif any_in(workdir / "checkpoints"):
+            return int(statistics.facts["step"]) in steps
+    elif steps:
         raise InputError(f"{workdir}: holds checkpoints but no config.json to tell of what; choose another workdir")
     return False
 

@@ -146,15 +146,15 @@ def main(_: list[str]) -> None:
             print(f"{directory}: left out; {nothing}")
     if not found:
         raise InputError(f"--workdir: no run of {root} has data of both kinds to test on")
-    results = told_apart(found)
+    results, scored = told_apart(found), list(found)
     if jax.process_index() > 0:
         return
     title = f"diffad_jax: {root.name}"
     # Written first: whoever reads what is printed may stop before its end.
-    report = write_report(root / f"report{suffix()}.html", title, results, config_of(list(found)))
+    report = write_report(root / f"report{suffix()}.html", title, results, config_of(scored))
     print("\n\n".join(filter(None, [summary_table(results), threshold_lines(results)])))
-    shown = ", ".join(str(directory / f"metrics{suffix()}.json") for directory in list(found)[:3])
-    print(f"\nmetrics: {shown}{' ...' if len(found) > 3 else ''}")
+    shown = ", ".join(str(directory / f"metrics{suffix()}.json") for directory in scored[:3])
+    print(f"\nmetrics: {shown}{' ...' if len(scored) > 3 else ''}")
     print(f"report with pictures: {report.resolve()}")
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 from absl import flags
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from configs import imagenet64_unet, imagenet224_dit
 from diffad_jax import results_file, runs, scalability
@@ -107,8 +106,7 @@ def main(_: list[str]) -> None:
                 save_config(workdir_of(key), config_of(key))
     data_dir = Path(DATA_DIR.value)
     with results_file.results_in(out, data_dir, {data_dir.resolve().name: digest(data_dir)}) as results:
-        pending = [key for key in asked if key not in results.done]
-        for key in tqdm(pending, total=len(asked), initial=len(asked) - len(pending), unit="result", smoothing=0):
+        for key in results.missing(asked):
             results.append(measure(key))
     rows = [row for row in results.rows if results_file.key_of(row) in asked]
     curves = scalability.curves_of(rows, list(dict.fromkeys(method for _, method, *_ in asked)))

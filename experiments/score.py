@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from diffad_jax import detector
-from diffad_jax.data.folders import left_out, picture_folder
+from diffad_jax.data.folders import pictures_and_others
 from diffad_jax.data.pictures import ON_ERROR
 from diffad_jax.data.row_files import is_row_file
 from diffad_jax.errors import InputError
@@ -53,9 +53,10 @@ def main(_: list[str]) -> None:
         counts = score_rows(trained, root, out, FAULTS.value, REASONS.value)
         print(f"scored: {counts.scored} rows: {out / 'scores.csv'}")
     else:
-        counts = score_folder(trained, root, picture_folder(root), out, HEAT_MAPS.value, FAULTS.value)
+        files, others = pictures_and_others(root)
+        counts = score_folder(trained, root, files, out, HEAT_MAPS.value, FAULTS.value)
         print(f"scored: {counts.scored} pictures, {counts.new} of them now: {out / 'scores.csv'}")
-        if others := left_out(root):
+        if others:
             shown = ", ".join(f"{suffix or 'without suffix'} {count}" for suffix, count in others.most_common())
             print(f"left out, no pictures by their names: {shown}")
     print(f"anomalous by the threshold of the normals, {trained.statistics.threshold:.6g}: {counts.anomalous}")

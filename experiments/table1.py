@@ -16,7 +16,6 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from tqdm import tqdm
 
 from diffad_jax import results_file, table, table_report
 from diffad_jax.data.adbench import adbench
@@ -56,9 +55,8 @@ def digest(file: Path) -> str:
 
 def fill(results: results_file.Results, keys: list[results_file.Key], out: Path) -> None:
     """Adds the results of those keys that are not there, one by one, and puts all in order."""
-    pending = [key for key in keys if key not in results.done]
     loaded: dict[tuple[str, int], Dataset | Exception] = {}
-    for key in tqdm(pending, total=len(keys), initial=len(keys) - len(pending), unit="result", smoothing=0):
+    for key in results.missing(keys):
         if (at := (key.dataset, key.seed)) not in loaded:
             loaded.clear()
             try:

@@ -17,28 +17,30 @@ NORMAL_FOLDERS = (GOOD, "normal", "0")
 
 
 def picture_folder(path: str | Path) -> list[Path]:
-    """Every picture below a folder (by suffix; hidden files and folders left out), sorted.
+    """The pictures of `pictures_and_others`."""
+    return pictures_and_others(path)[0]
 
-    Raises InputError when there is no such folder or it holds no picture.
+
+def pictures_and_others(path: str | Path) -> tuple[list[Path], Counter[str]]:
+    """Every picture below a folder, sorted, and how many files are none, by suffix, both told by their names.
+
+    Hidden files and folders are left out. Raises InputError when there is no such folder or it holds no picture.
     """
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"{root}: {'is a file' if root.exists() else 'no such folder'}, expected a folder of pictures")
-    files = [
-        os.path.join(folder, name)
-        for folder, names in _walk(root)
-        for name in names
-        if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
-    ]
+    files, others = [], Counter[str]()
+    for folder, names in _walk(root):
+        for name in names:
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(PICTURE_SUFFIXES):
+                files.append(os.path.join(folder, name))
+            else:
+                others[Path(name).suffix.lower()] += 1
     if not files:
         raise InputError(f"{root}: holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
-    return [Path(file) for file in sorted(files)]
-
-
-def left_out(path: str | Path) -> Counter[str]:
-    """How many files below a folder are no pictures by their names, by suffix; hidden ones are not counted."""
-    names = (Path(name) for _, names in _walk(Path(path)) for name in names if not name.startswith("."))
-    return Counter(name.suffix.lower() for name in names if not name.name.lower().endswith(PICTURE_SUFFIXES))
+    return [Path(file) for file in sorted(files)], others
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
