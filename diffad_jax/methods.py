@@ -173,7 +173,7 @@ def _diffusion_programs(config: str, width: int) -> Programs:
 # --- diffusion time estimation ------------------------------------------------------------------------------------------
 
 # The published code trains for 400 epochs. The loss on normals that were held out rises from here on, but for that of inverse
-# gamma where rows are many, which falls for some time (docs/results.md).
+# gamma where rows are many, which falls for some time (docs/choices.md).
 TIME_ESTIMATION = Training(num_steps=400, batch_size=128, steps_per_dispatch=100, ema_decay=0.99)
 LONGER_FROM_ROWS, LONGER_STEPS = 500, 1000
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 5e-4

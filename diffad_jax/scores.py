@@ -159,7 +159,7 @@ def draws_for(size: int) -> int:
 
     All data share them, and the few values that are drawn for a row of few columns rank rows by chance: of 6 to 16 columns
     the ranks of new normals under two keys correlate by 0.85 to 0.98 with four draws and by 0.99 and more with 64, as those
-    of 512 columns do with four (docs/results.md).
+    of 512 columns do with four (docs/choices.md).
     """
     return 2 * min(32, max(2, 512 // size))
 
