@@ -17,6 +17,8 @@ from configs import _pictures
 def get_config(source: str = "npz") -> ConfigDict:
     config = _pictures.get_config()
     config.data = {"name": "mnist_c", "path": "data/mnist_c"}
+    if source not in ("npz", "tfds"):
+        raise ValueError(f"found {source!r}, allowed are npz and tfds")
     if source == "tfds":
         config.data = {"name": "tfds_corrupted", "data_dir": "data/tfds", "corruptions": ("shear", "shot_noise")}
     config.model = _pictures.small_unet(1, 2)

@@ -12,7 +12,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from diffad_jax import losses, objectives, process, samplers, scores
-from diffad_jax.build import build, call, naming
+from diffad_jax.build import build, call, naming, within
 from diffad_jax.errors import InputError
 from diffad_jax.models import MLP, DiT, UNet
 from diffad_jax.noise import gaussian
@@ -102,7 +102,7 @@ def assemble(config: ConfigDict, shape: tuple[int, ...]) -> System:
         return objective(denoise, x_0, u, gaussian(split[:, 0], x_0))
 
     def init(key: Array) -> Params:
-        with naming("model", type(model).__annotations__):
+        with within("config.model"), naming("model", type(model).__annotations__):
             variables = model.init(key, jnp.zeros((1, *shape)), jnp.ones(1))
         if others := set(variables) - {"params"}:
             raise InputError(

@@ -77,6 +77,17 @@ def naming(key: str, arguments: Collection[str]) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def within(key: str) -> Iterator[None]:
+    """An InputError raised inside that names no config key is told with this one."""
+    try:
+        yield
+    except InputError as error:
+        if str(error).startswith("config."):
+            raise
+        raise InputError(f"{key}: {error}") from error
+
+
 def _listed(parameter: inspect.Parameter | None, value: Any) -> Any:
     """The words of a value that holds some joined by commas, where a list of words may stand; any other value as it is."""
     kind = parameter.annotation if parameter else None

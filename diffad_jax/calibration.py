@@ -33,8 +33,9 @@ class Calibration(NamedTuple):
 
     mean, scale: [L], mean and standard deviation of each level. log_mean [L], log_precision [L, L]: mean of the logarithms
     of the levels and inverse of their covariance, shrunk by OAS (Chen et al. 2010, eq. 23) on the scale of the correlations.
-    log_typicality: [2], mean and standard deviation of the logarithms of `typicality`, each normal's found without it.
-    near: what `nearness.distances` knows of the normals, an empty bank where no distance is asked for.
+    log_typicality: [2], mean and standard deviation of the logarithms of `typicality`, each normal's found without it; 0 and
+    1 where no distance is asked for. near: what `nearness.distances` knows of the normals, an empty bank where no distance is
+    asked for.
     """
 
     mean: Array
@@ -52,6 +53,7 @@ class Calibration(NamedTuple):
 def calibrate(levels: np.ndarray, near: Near = NOT_ASKED) -> Calibration:
     """Fits the calibration on the levels of normals [L, N], N >= 2. A level without spread is divided by 1.
 
+    near: of `nearness.remember`, kept in the calibration; with one `log_typicality` is fitted too, for `fisher`.
     Raises RunFailed on levels that are not finite, and InputError on one normal.
     """
     levels = np.asarray(levels, np.float64)

@@ -69,6 +69,7 @@ class Checkpoints:
                 self._manager.wait_until_finished()
         finally:
             self._manager.close()
+            logging.get_absl_logger().removeFilter(_not_of_orbax)
 
     def save(self, step: int, state: Any, seconds: float = 0.0, loss: float | None = None) -> None:
         """Starts saving `state` as `step`; a step that is already there is left alone.
@@ -196,8 +197,11 @@ class Checkpoints:
             )
 
     def _drop_damaged(self, name: str, whole: Callable[[bytes], bool], what: str) -> None:
-        """Removes the file of this name from every checkpoint where it is not whole; it counts as one without `what`."""
-        for file in self.directory.glob(f"*/{name}"):
+        """Removes the file of this name from every checkpoint where it is not whole; it counts as one without `what`.
+
+        What is still being saved has another name.
+        """
+        for file in (self.directory / str(step) / name for step in steps_in(self.directory)):
             try:
                 content = file.read_bytes()
             except FileNotFoundError:

@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from diffad_jax import compiler
 from diffad_jax.assembly import System
-from diffad_jax.checkpoint import Checkpoints
+from diffad_jax.checkpoint import Checkpoints, steps_in
 from diffad_jax.data.dataset import Dataset, Rows
 from diffad_jax.distributed import together
 from diffad_jax.errors import InputError, check_choice
@@ -75,7 +75,12 @@ class Trained:
         return jax.eval_shape(partial(self.system.score.maps, denoise), x_0, jax.random.key(0)).ndim == 4
 
     def score(self, raw: Rows) -> np.ndarray:
-        """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so."""
+        """Anomaly scores [N] of raw data [N, ...]; higher = more anomalous, above statistics.threshold called so.
+
+        Their unit is that of config.scoring.combination: "standardised_mean" counts standard deviations of normals' errors,
+        about 0 for a normal; "typicality" a squared Mahalanobis distance, about 1; "fisher" nats, from 0 on; "nearest"
+        standard deviations of normals' log distances, about 0; "memory" multiples of normals' distances less 1, about 0.
+        """
         return joined(self._scores, self._view(raw), self.scoring.batch_size)
 
     def reasons(self, raw: np.ndarray) -> Reasons:
@@ -94,7 +99,8 @@ class Trained:
     def read(self, raw: Rows) -> Iterator[Reading]:
         """Scores, smoothed heat maps and errors of raw pictures [N, H, W, C], batch after batch, in bounded memory.
 
-        Where the score has no map, the maps are [B].
+        Heat maps are in the unit of "memory" where that is the combination, else in that of "standardised_mean" (see
+        `score`). Where the score has no map, the maps are [B].
         """
         settings = self.scoring
         for reading in in_batches(self._readings, self._view(raw), settings.batch_size):
@@ -214,8 +220,10 @@ def load(workdir: str | Path, batch_size: int | None = None) -> Trained:
         system, init, _, training = define(config, statistics.transform.shape)
     # Nothing is drawn: zeros that no one touches take neither memory nor time.
     like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(init))
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        restored = checkpoints.restore(like, best=training.keep == "best")
+    restored = None
+    if steps_in(workdir / "checkpoints"):  # Orbax would make a directory that is missing.
+        with Checkpoints(workdir / "checkpoints") as checkpoints:
+            restored = checkpoints.restore(like, best=training.keep == "best")
     if restored is None:
         raise InputError(f"{workdir / 'checkpoints'}: holds no checkpoint; repeat the experiments.train command")
     if int(restored.step) != (judged := int(statistics.facts["step"])):

@@ -28,7 +28,7 @@ from diffad_jax.sharding import data_mesh, gather, on, own_rows, replicate, spli
 from diffad_jax.training import Params
 
 MEMORY = "memory"
-HIGHEST = float(np.finfo(np.float32).max)  # the score of what lies too far away to be told how far
+HIGHEST = 1e38  # the score of what lies too far away to be told how far; means of it are within float32's range
 Judge = Calibration | Memory
 """A memory where config.scoring.combination is "memory", else a calibration."""
 
@@ -76,7 +76,7 @@ def reading(judge: Judge, combination: str, x_0: Array, maps: Array) -> Reading:
         scores, errors = COMBINATIONS[combination].join(judge, levels, distances), standardised_mean(judge, levels)
         heat = standardised_mean(judge, maps)
     # What lies too far away may leave float32 once its errors are standardised or squared: more anomalous than all else.
-    scores, errors = (jnp.nan_to_num(found, nan=HIGHEST, posinf=HIGHEST) for found in (scores, errors))
+    scores, heat, errors = (jnp.nan_to_num(x, nan=HIGHEST, posinf=HIGHEST) for x in (scores, heat, errors))
     return Reading(scores, heat, errors)  # type: ignore[arg-type]
 
 

@@ -70,7 +70,11 @@ def weighted(prediction: Prediction, x_0: Array, weights: Array) -> Array:
 
 
 def normal_kl(mean_q: Array, log_variance_q: Array, mean_p: Array, log_variance_p: Array) -> Array:
-    """KL(q || p) of diagonal Gaussians, elementwise, in nats."""
+    """KL(q || p) of diagonal Gaussians, elementwise, in nats.
+
+    (1/2) (v_q / v_p - 1 - log(v_q / v_p) + (mean_q - mean_p)^2 / v_p), v the variances; its digits are kept where v_q is near
+    v_p. Source: Kingma & Welling 2014, appendix B, of which this is the form for any p.
+    """
     difference = log_variance_q - log_variance_p
     return 0.5 * (jnp.expm1(difference) - difference + (mean_q - mean_p) ** 2 * jnp.exp(-log_variance_p))
 
@@ -80,7 +84,7 @@ Decoder = Callable[[Array, Array, Array], Array]
 
 
 def gaussian_decoder() -> Decoder:
-    """log N(x_0; mean, variance): the density, for vectors."""
+    """log N(x_0; mean, variance) = -(1/2) (log(2 pi variance) + (x_0 - mean)^2 / variance): the density, for vectors."""
 
     def log_density(x_0: Array, mean: Array, log_variance: Array) -> Array:
         return -0.5 * (math.log(2 * math.pi) + log_variance + (x_0 - mean) ** 2 * jnp.exp(-log_variance))

@@ -169,9 +169,10 @@ def remember(
 def distances(near: Near, x: Array, terms: float = TERMS) -> Array:
     """How many deviations of the normals' log distances a datum is farther than they are: [B, ...] -> [B].
 
-    max over views v of (log d_v - mean_v) / deviation_v, d_v the mean of the k smallest |w_v (s(x) - b_i)| / h_vi, b_i the
-    signatures of normals, h_vi their units and w_v the weights of the columns; k as `neighbour_count` says, or as many as
-    the bank holds. A row of infinite unit does not count (`neighbours.filled`). What the bank holds k times has LEAST.
+    max over views v of (log d_v - mean_v) / deviation_v, less MARGIN in the view of units without bounds; d_v the mean of the
+    k smallest |w_v (s(x) - b_i)| / h_vi, b_i the signatures of normals, h_vi their units and w_v the weights of the columns;
+    k as `neighbour_count` says, or as many as the bank holds. A row of infinite unit does not count (`neighbours.filled`).
+    What the bank holds k times has LEAST.
     """
     k = min(neighbour_count(x.shape[1:], terms), len(near.bank))
     middle, signatures = neighbours.middle_of(near.bank), signature(x)

@@ -52,7 +52,8 @@ def make_denoise(
       "v"    x_0 = alpha x_t - sigma F (Salimans & Ho 2022, section 4: v = alpha eps - sigma x_0);
       "edm"  x_0 = c_skip y + c_out F(c_in y) with y = x_t / alpha, n = sigma / alpha, c_skip = sigma_data^2 / (n^2 +
              sigma_data^2), c_out = n sigma_data c_in, c_in = 1 / sqrt(n^2 + sigma_data^2) (Karras et al. 2022, table 1).
-             With F = 0 this is the exact denoiser of N(0, sigma_data^2 I).
+             With F = 0 this is the exact denoiser of N(0, sigma_data^2 I). The network gets t as all others do, in place of
+             that table's c_noise = ln(n) / 4.
     learned_variance: the second half of the output's last axis is w, -1 where the log variance is its lower bound and 1 where
       it is the upper one; the fraction, v of Nichol & Dhariwal 2021, eq. 15, is (w + 1) / 2.
     clip: x_0 is clipped to [-clip, clip] and eps follows it; None not to. Losses are of what is not clipped.
@@ -117,5 +118,5 @@ def reverse_log_variance(
         # Ho et al.'s fixed large variance also takes the clipped posterior at the last step of the chain.
         return expand(jnp.where(first, log_posterior, log_transition), prediction.x_0)
     if prediction.variance_fraction is None:
-        raise InputError("variance: found 'learned', which needs a network with learned_variance=True")
+        raise InputError("variance: found 'learned', which needs a network with config.denoiser.learned_variance=True")
     return small + prediction.variance_fraction * (expand(log_transition, prediction.x_0) - small)

@@ -17,7 +17,11 @@ AT_ONCE = 2**22  # values: 32 MiB
 
 
 class Reasons(NamedTuple):
-    """Of rows [M, D]: the least score where that column alone is changed to a usual value, and this value, both [M, D]."""
+    """Of rows [M, D]: the most normal score where that column alone is changed to a usual value, and this value, both [M, D].
+
+    The most normal is the least anomaly score, and of `estimator.DiffusionDetector`, whose scores have the other sign, the
+    highest. The column of the most normal score is the most to blame.
+    """
 
     scores: np.ndarray
     values: np.ndarray

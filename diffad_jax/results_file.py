@@ -13,7 +13,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.files import read_json, save_json, write_atomically
 from diffad_jax.methods import Detection
 from diffad_jax.metrics import METRICS
-from diffad_jax.workdir import alone, claim
+from diffad_jax.workdir import held
 
 
 class Key(NamedTuple):
@@ -41,7 +41,10 @@ class Results:
         """
         self.path = path
         rows = [dict(zip(FIELDS, line)) for line in csv_files.read(path, FIELDS)]
-        self.rows = [parsed(row) for row in rows if not row["error"]]
+        try:
+            self.rows = [parsed(row) for row in rows if not row["error"]]
+        except ValueError as error:
+            raise InputError(f"{path}: a row is damaged ({error}); remove it, or choose another directory") from error
         self.done = {key_of(row) for row in self.rows}
         self.rewrite(self.rows)
 
@@ -69,8 +72,7 @@ def results_in(out: Path, data_dir: Path, digests: Mapping[str, str]) -> Iterato
     digests: see `claim_data`. Raises InputError where `out`, by its run.json, holds those of another folder, or by its
     data.json those of other data, before anything is changed there, and where another process adds to them.
     """
-    claim(out / "run.json", {"data_dir": str(data_dir.resolve())}, "results", "directory of results")
-    with alone(out):
+    with held(out / "run.json", {"data_dir": str(data_dir.resolve())}, "results", "directory of results"):
         claim_data(out, digests)
         yield Results(out / "results.csv")
 
@@ -110,10 +112,11 @@ def measured(key: Key, dataset: Dataset, found: Detection, values: Mapping[str, 
 
 
 def parsed(line: Mapping[str, str]) -> Row:
-    """A line of the file with its numbers as numbers."""
+    """A line of the file with its numbers as numbers; raises ValueError where one is none."""
     floats = (*METRICS, "seconds_train", "seconds_score")
     numbers: Row = {field: float(line[field]) if line[field] else None for field in floats}
-    counts: Row = {field: int(line[field]) if line[field] else None for field in ("seed", "n_train", "n_test")}
+    counts: Row = {field: int(line[field]) if line[field] else None for field in ("n_train", "n_test")}
+    counts["seed"] = int(line["seed"])
     return {field: (numbers | counts).get(field, line[field]) for field in FIELDS}
 
 

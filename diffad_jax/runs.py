@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from diffad_jax import compiler, distributed, samplers
 from diffad_jax.assembly import System, assemble
-from diffad_jax.build import call
+from diffad_jax.build import call, within
 from diffad_jax.calibration import COMBINATIONS
 from diffad_jax.checkpoint import steps_in
 from diffad_jax.data import transforms
@@ -81,11 +81,14 @@ def check(system: System, params: Params, shape: tuple[int, ...], combination: s
 
     def trace(params: Params, key: Array) -> tuple[Array, Array, Array]:
         x, denoise = jnp.zeros((1, *system.shape)), system.denoise(params)
-        maps = system.score.maps(denoise, jnp.zeros((1, *shape)), key)
-        if combination == MEMORY:
-            maps = local_statistics(maps)
-        loss = system.loss(params, x, jnp.zeros(1), key[None])
-        return loss, maps, samplers.sample(system.sampler, denoise, x, samplers.uniform(1), key)
+        with within("config.score"):
+            maps = system.score.maps(denoise, jnp.zeros((1, *shape)), key)
+            if combination == MEMORY:
+                maps = local_statistics(maps)
+        with within("config.loss"):
+            loss = system.loss(params, x, jnp.zeros(1), key[None])
+        with within("config.sampler"):
+            return loss, maps, samplers.sample(system.sampler, denoise, x, samplers.uniform(1), key)
 
     jax.eval_shape(trace, params, jax.random.key(0))
 

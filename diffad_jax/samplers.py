@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffad_jax.errors import check_choice
+from diffad_jax.errors import InputError, check_choice
 from diffad_jax.noise import Key, fold_in, gaussian
 from diffad_jax.parametrisation import VARIANCES, Denoise, reverse_log_variance
 from diffad_jax.process import Process, posterior, posterior_variance, time_at
@@ -119,8 +119,10 @@ def ddim(process: Process, eta: float = 0.0) -> Sampler:
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) noise, v the posterior's variance.
 
     Song et al. 2021 ("DDIM"), eqs. 12 and 16. eta = 0 is deterministic and, run over ascending times, its own inversion;
-    eta = 1 is `ddpm`.
+    eta = 1 is `ddpm`. Raises InputError outside of [0, 1].
     """
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta: found {eta}, allowed are numbers from 0 to 1")
 
     def step(denoise: Denoise, x_t: Array, t: Array, s: Array, key: Key, memory: Any) -> tuple[Array, Any]:
         prediction = denoise(x_t, t)

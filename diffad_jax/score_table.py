@@ -13,7 +13,7 @@ from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.files import write_atomically
 from diffad_jax.statistics import Statistics
-from diffad_jax.workdir import alone, claim
+from diffad_jax.workdir import held
 
 COLUMNS = ("path", "score", "probability", "label")
 UNREADABLE = ("path", "cause")
@@ -32,9 +32,10 @@ def probability(statistics: Statistics, scores: np.ndarray) -> np.ndarray:
     """1 - p, with p = (1 + #{normals that score as high or higher}) / (n + 1): scores [B] -> [B] in [0, 1).
 
     p is the marginal conformal p-value of Bates et al. 2023 ("Testing for outliers with conformal p-values") for "this is a
-    normal". It is no probability of being an anomaly, which depends on how frequent anomalies are: of new normals a share of
-    about 1 - c lies above the value c. That share would be exact, were the n normals not among those trained on, which
-    makes normals that the model never saw look a little more anomalous. n bounds it: nothing lies above 1 - 1 / (n + 1).
+    normal"; the n normals are those of `Statistics.normal_scores`. It is no probability of being an anomaly, which depends on
+    how frequent anomalies are: of new normals a share of about 1 - c lies above the value c. That share would be exact, were
+    the n normals not among those trained on, which makes normals that the model never saw look a little more anomalous. n
+    bounds it: nothing lies above 1 - 1 / (n + 1).
     """
     normals = statistics.normal_scores
     as_high = len(normals) - np.searchsorted(normals, scores, side="left")
@@ -88,6 +89,5 @@ def scores_in(out: Path, trained: Trained, root: Path) -> Iterator[None]:
     # The scores of its normals tell a run from another of the same config.
     run = trained.config.to_json_best_effort(sort_keys=True).encode() + trained.statistics.normal_scores.tobytes()
     identity = {"input": str(root), "sha256": hashlib.sha256(run).hexdigest()[:16]}
-    claim(out / "run.json", identity, "scores", "directory of scores")
-    with alone(out):
+    with held(out / "run.json", identity, "scores", "directory of scores"):
         yield

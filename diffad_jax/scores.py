@@ -131,7 +131,12 @@ def reconstruct(
     key: Key,
     grid: str = "uniform",
 ) -> tuple[Array, Array]:
-    """Noises x_0 to time t and denoises it over num_steps of a `samplers.GRIDS`: (x_t, reconstruction), both like x_0."""
+    """Noises x_0 [B, ...] to time t, [] in (0, 1], and denoises it: (x_t, reconstruction), both like x_0.
+
+    The reverse process starts at t itself, not at pure noise, over num_steps of a grid of `samplers.GRIDS`; key draws the
+    noise of x_t and of the sampler. Raises InputError on another grid.
+    """
+    check_choice("grid", grid, samplers.GRIDS)
     times = samplers.GRIDS[grid](process, num_steps, t).astype(x_0.dtype)
     x_t = diffuse(process, x_0, times[0], gaussian(fold_in(key, 0), x_0))
     return x_t, samplers.sample(sampler, denoise, x_t, times, fold_in(key, 1))

@@ -30,7 +30,9 @@ class Statistics:
     """What was learnt of the training normals besides the parameters: transform, judge, threshold and counts.
 
     judge: see `evaluation.Judge`.
-    normal_scores: [N], the scores of the normals that the judge was fitted on, each by a fit without it, sorted.
+    normal_scores: [N], sorted, the scores that set the threshold: those of the normals that the judge was fitted on, as if it
+    had not seen them (`calibration.scores_of_normals`, `memory.remember`); with config.training.suspected those of suspects
+    besides, and without as many of the highest as are suspected.
     dataset, rows: the name of the data set whose normals they were, and its training rows' `dataset.fingerprint`.
     usual: [9, D] of `reasons.usual_values` where data are rows, [0] where they are pictures.
     columns: the names of its columns, none where it has no names.

@@ -76,6 +76,21 @@ def tabulate(rows: Iterable[Row], methods: Sequence[str], metric: str = "auroc")
     return Table(datasets, columns, mean, np.array([[np.std(cell) for cell in line] for line in cells]).reshape(shape))
 
 
+def seeds_of(rows: Iterable[Row]) -> str:
+    """Over which seeds the table's means are, and which of a single method it leaves out, see `tabulate`."""
+    found: dict[str, set[int]] = {}
+    for entry in rows:
+        if entry["auroc"] is not None:
+            found.setdefault(entry["method"], set()).add(entry["seed"])
+    shared = set.intersection(*found.values()) if found else set()
+
+    def listed(seeds: set[int]) -> str:
+        return ", ".join(map(str, sorted(seeds))) or "none"
+
+    more = [f"{listed(seeds - shared)} of {method}" for method, seeds in found.items() if seeds - shared]
+    return listed(shared) + (f"; not every method has {' and '.join(more)}" if more else "")
+
+
 def seconds_of(rows: Iterable[Row]) -> float:
     """The seconds that training and scoring took together."""
     return sum((entry["seconds_train"] or 0) + (entry["seconds_score"] or 0) for entry in rows)

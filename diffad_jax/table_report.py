@@ -138,7 +138,7 @@ def _heat(table: Table, complete: Table) -> str:
             f'<span class="heat" style="background: rgb(0 114 178 / {shade:.2f})">{cell}</span>'
             for shade, cell in zip(shades, cells(line, deviation))
         ]
-        lines.append((name, shown, list(line == np.nanmax(line))))
+        lines.append((name, shown, list(line == np.nan_to_num(line, nan=-1.0).max())))
     return table_html("settings", ["AUROC (%)", *table.methods], lines)
 
 

@@ -8,6 +8,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+try:
+    import fcntl
+except ImportError:  # Windows has none.
+    fcntl = None  # type: ignore[assignment]
+
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.errors import InputError
@@ -100,15 +105,28 @@ def claim(
 
 
 @contextmanager
-def alone(directory: Path) -> Iterator[None]:
+def held(path: Path, value: Mapping[str, Any], name: str, directory: str) -> Iterator[None]:
+    """The directory of `path`, for `value` and for this process alone: `claim` while `alone`, so that no other comes between.
+
+    Raises InputError as both do.
+    """
+    with alone(path.parent, directory):
+        claim(path, value, name, directory)
+        yield
+
+
+@contextmanager
+def alone(directory: Path, kind: str = "folder") -> Iterator[None]:
     """Keeps other processes on this disk from writing to a directory at the same time, until it is left or this one ends.
 
-    Raises InputError where one does. Where the disk knows no locks, nothing is kept.
+    Raises InputError, which calls it a `kind`, where one does. Where disk or system know no such locks, nothing is kept.
     """
-    import fcntl  # here: Windows has none
-
-    with folder(directory):
+    with folder(directory, kind):
         lock = (directory / ".lock").open("w")
+    if fcntl is None:
+        lock.close()
+        yield
+        return
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

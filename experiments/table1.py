@@ -88,6 +88,7 @@ def main(_: list[str]) -> None:
         "protocol": protocol + (" (LEAKS: copies of a row in training and test)" if protocol == "paper" else ""),
         "command": shlex.join(["python", "-m", "experiments.table1", *sys.argv[1:]]),
         "machine": f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, {python}, JAX {jax.__version__}",
+        "seeds": table.seeds_of(rows),
         "training and scoring": f"{table.seconds_of(rows):.0f} s",
     }
     text, summary = table.markdown(rows, list(METHODS), facts), table.summary(rows, list(METHODS), facts)

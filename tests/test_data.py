@@ -353,15 +353,18 @@ def test_range_maps_the_stated_interval_to_minus_one_to_one(tmp_path: Path) -> N
     transform = transforms.fit("range", images, low=0, high=255)
     np.testing.assert_allclose(transform.apply(images).ravel(), [-1, 1, -0.6], rtol=1e-6)
     assert transform.apply(np.array([[[510.0]]])) == 3, "test values are not clipped"
-    with pytest.raises(InputError, match="data up to 1, the run has learnt values from 0 to 255"):
-        transform.apply(images / 255)
+    deep = 257 * np.array([[[255.0]], [[51.0]]])
+    for other, ends in ((images / 255, "0 to 1"), (images / 127.5 - 1, "-1 to 1"), (deep, "13107 to 65535")):
+        with pytest.raises(InputError, match=f"data from {ends}, the run has learnt values from 0 to 255"):
+            transform.apply(other)
+    assert transform.apply(2 * images + 5).max() > 3, "one of three may lie far off"
     assert (transform.apply(0 * images) == -1).all(), "black is a picture of any scale"
     assert transform.apply(np.float32([[[0.0]], [[1.0]]])).max() < -0.99, "and so is one all but black"
     dark = np.memmap(tmp_path / "pictures", np.float32, "w+", shape=(2, 1, 1))
     dark[:, 0, 0] = 255, 0.5
     np.testing.assert_allclose(transform.view(dark)[np.array([1])], 0.5 / 127.5 - 1, err_msg="or of pictures on disk")
     dark[0] = 0.2
-    with pytest.raises(InputError, match="data up to 0.5, the run has learnt values from 0 to 255"):
+    with pytest.raises(InputError, match="data from 0.2 to 0.5, the run has learnt values from 0 to 255"):
         transform.view(dark)
     with pytest.raises(InputError, match=r"low = 0, high = 1, but training values span \[0, 255\]"):
         transforms.fit("range", images, low=0, high=1)
@@ -542,7 +545,7 @@ def test_contrast_takes_exposure_away_and_leaves_the_noise_of_an_empty_picture_s
 def test_pictures_on_another_scale_are_refused_by_contrast_too() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, size=(20, 6, 6, 1)).astype(np.float32)
     learnt = transforms.fit("contrast", pixels)
-    with pytest.raises(InputError, match="data up to 1, the run has learnt values from 0 to 255"):
+    with pytest.raises(InputError, match="data from 0 to 1, the run has learnt values from 0 to 255"):
         learnt.apply(pixels / 255)
     learnt.apply(np.zeros_like(pixels)), learnt.apply(pixels % 2)
     signed = transforms.fit("contrast", pixels - 250)

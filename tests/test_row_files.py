@@ -129,6 +129,24 @@ def test_the_numbers_by_which_data_frames_name_columns_are_names(tmp_path: Path)
         assert_array_equal(read(path).X, rows)
 
 
+def test_numbers_that_may_name_the_columns_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Wave lengths above what was measured at them; not a row that ascends as others do, or one among the others."""
+    values = np.random.default_rng(0).random((30, 3))
+    for head, words in [
+        ([400.5, 401, 401.5], "bands.csv: the first line, 400.5,401,401.5, ascends as no other"),
+        ([401, 400, 402], ""),
+        ([1.5, 2.5, 400], ""),
+    ]:
+        caplog.clear()
+        np.savetxt(tmp_path / "bands.csv", [head, *values[:, ::-1].cumsum(axis=1)[:, ::-1]], "%g", ",")
+        assert read(tmp_path / "bands.csv").X.shape == (31, 3)
+        assert words in caplog.text and bool(caplog.records) == bool(words)
+    caplog.clear()
+    np.savetxt(tmp_path / "counts.csv", [[400.5, 401, 401.5], *values.cumsum(axis=1)], "%g", ",")
+    read(tmp_path / "counts.csv")
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -177,7 +195,10 @@ def test_what_is_no_table_of_numbers_is_told_in_one_line(content: str, message: 
 def test_columns_that_hardly_are_values_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = np.random.default_rng(0).normal(size=(40, 2))
     for names, columns, words in [
-        (["a", "b", "failure"], [*values.T, np.arange(40) % 2], "learns 'failure', its last, of 0 and 1"),
+        (["a", "b", "failure"], [*values.T, np.arange(40) % 2], "learns 'failure', of 0 and 1"),
+        (["a", "b", "on"], [*values.T, np.arange(40) % 2], "learns 'on', of 0 and 1"),
+        (["Machine failure", "a", "b"], [np.arange(40) % 2, *values.T], "learns 'Machine failure', of 0 and 1"),
+        (["attack", "a", "b"], [values[:, 0], *values.T], ""),
         (["id", "a", "b"], [np.arange(1, 41), *values.T], "learns column 'id', which counts the rows"),
         (["on", "a", "b"], [np.arange(40) % 2, *values.T], ""),
     ]:
@@ -199,7 +220,7 @@ def test_columns_that_hardly_are_values_are_warned_of(tmp_path: Path, caplog: py
         caplog.clear()
         with caplog.at_level("WARNING", "absl"):
             load({"name": "adbench_folder", "path": str(tmp_path / name)})
-        assert "learns number 3, its last, of 0 and 1" in caplog.text
+        assert "learns number 3, of 0 and 1" in caplog.text
         assert "learns column number 1, which counts the rows" in caplog.text
 
 

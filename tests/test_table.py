@@ -153,6 +153,11 @@ def test_failures_are_kept_on_one_line_and_tried_again(tmp_path: Path) -> None:
     results.append(results_file.row(KEYS[0], {"error": 'ValueError: "a", b\nand c'}))
     assert lines(results.path)[0]["error"] == 'ValueError: "a", b and c'
     assert results_file.Results(results.path).done == set()
+    results.append(results_file.row(KEYS[1], VALUES))
+    whole = results.path.read_text()
+    (tmp_path / "damaged.csv").write_text(whole.replace(f"{KEYS[1].protocol},{KEYS[1].seed},", f"{KEYS[1].protocol},,"))
+    with pytest.raises(InputError, match="damaged.csv: a row is damaged .*; remove it, or choose another"):
+        results_file.Results(tmp_path / "damaged.csv")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="other.csv: has the columns a,b, expected dataset,"):
         results_file.Results(tmp_path / "other.csv")
@@ -171,9 +176,12 @@ def test_means_are_over_seeds_and_over_sets_that_all_methods_scored() -> None:
     np.testing.assert_allclose(found.mean, [[0.6, 0.8], [np.nan, 0.9]])
     np.testing.assert_allclose(found.deviation, [[0.1, 0], [np.nan, 0]])
     assert found.complete().datasets == ["a"]
+    assert table.seeds_of(rows) == "0, 1"
     # Seeds differ in split and difficulty: one that a method lacks counts for none.
     fewer = table.tabulate([row for row in rows if (row["method"], row["seed"]) != ("ours", 1)], list(METHODS))
     np.testing.assert_allclose(fewer.mean, [[0.5, 0.8], [np.nan, 0.9]])
+    alone = [row for row in rows if row["method"] == "knn" or row["seed"] == 0]
+    assert table.seeds_of(alone) == "0; not every method has 1 of knn"
     text = table.markdown(rows, list(METHODS), {})
     assert (
         "| a | 60.00 ± 10.00 | 80.00 |" in text
@@ -188,6 +196,12 @@ def test_one_process_at_a_time_adds_to_results(tmp_path: Path) -> None:
         second = results_file.results_in(tmp_path / "out", tmp_path, {})
         with pytest.raises(InputError, match="out: another process works here"), second:
             pass
+        # Not even whose directory it is may be said by who cannot have it.
+        (tmp_path / "out" / "run.json").unlink()
+        other = results_file.results_in(tmp_path / "out", tmp_path / "other", {})
+        with pytest.raises(InputError, match="out: another process works here"), other:
+            pass
+        assert not (tmp_path / "out" / "run.json").exists()
         results.append(results_file.row(results_file.Key("a", "ours", "clean", 0), {"auroc": 0.5}))
     with results_file.results_in(tmp_path / "out", tmp_path, {}) as results:
         assert len(results.rows) == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from diffad_jax.errors import InputError, first_line
 
@@ -46,6 +47,13 @@ def read_csv(path: Path, gaps: bool = False) -> tuple[np.ndarray, tuple[str, ...
         first = [] if named or not head else [head]
         places = [str(i) for i in range(len(head))]
         values = _values(path, lines, chain(first, rows), head if named else places, gaps)
+    if not named and _may_be_names(values):
+        logging.warning(
+            "%s: the first line, %s, ascends as no other and lies outside of all; it is read as values: if it names the "
+            "columns, name them by words",
+            path,
+            ",".join(head[:3]) + (",..." if len(head) > 3 else ""),
+        )
     return values, tuple(head) if named else ()
 
 
@@ -76,6 +84,18 @@ def _are_names(path: Path, head: Sequence[str]) -> bool:
         if not name or name in head[:place]:
             raise InputError(f"{path}: column {place} has {f'the name {name!r} of another' if name else 'no name'}")
     return True
+
+
+def _may_be_names(values: np.ndarray) -> bool:
+    """Whether the first of rows [n, D] may be numbers by which the columns go, as years or wave lengths.
+
+    It ascends from column to column, as no other row does, and in each lies outside of what all others hold.
+    """
+    if len(values) < 3 or values.shape[1] < 3:
+        return False
+    first, others = values[0], values[1:]
+    outside = (first < others.min(axis=0)) | (first > others.max(axis=0))
+    return bool(outside.all() and (np.diff(first) > 0).all() and not (np.diff(others) > 0).all(axis=1).any())
 
 
 def _values(path: Path, lines: Any, rows: Iterable[list[str]], names: Sequence[str], gaps: bool) -> np.ndarray:

@@ -114,14 +114,13 @@ def fingerprint(rows: Rows) -> str:
 
 
 def checked(X: ArrayLike, y: ArrayLike, source: str, normals_alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Validate a labelled table or stack of pictures and return it as (float32 X, int64 y); an X on disk stays as stored.
+    """Validate a labelled table or stack of pictures and return (X, y).
 
-    A table whose columns float32 would round away, such as one with time stamps, becomes float64.
-    X: [n, D], [n, H, W] (gets C = 1) or [n, H, W, C].  y: [n] of 0 (normal) and 1 (anomaly), both present, or with
-    normals_alone 0 alone.
-    Constant columns are allowed: the transforms divide by 1 where the spread is 0.
-    Raises InputError, naming `source`, on other shapes or labels, on values that are not numbers, and on
-    rows that are not finite as float32: what to do about missing values is the owner's decision, not ours.
+    X becomes float32, or float64 where it is a table whose columns float32 would round away, such as one with time stamps; an
+    X on disk (np.memmap) stays as stored. y becomes int64. X: [n, D], [n, H, W] (gets C = 1) or [n, H, W, C].  y: [n] of 0
+    (normal) and 1 (anomaly), both present, or with normals_alone 0 alone. Constant columns are allowed: the transforms divide
+    by 1 where the spread is 0. Raises InputError, naming `source`, on other shapes or labels, on values that are not numbers,
+    and on rows that are not finite as float32: what to do about missing values is the owner's decision, not ours.
     """
     X, y = np.asanyarray(X), np.asarray(y)
     if X.dtype.kind not in "fiub" or y.dtype.kind not in "fiub":
@@ -133,7 +132,10 @@ def checked(X: ArrayLike, y: ArrayLike, source: str, normals_alone: bool = False
     values = np.unique(y)
     if not np.array_equal(values, [0, 1]) and not (normals_alone and not values.any()):
         shown = ", ".join(str(v) for v in values[:5].tolist()) + (", ..." if len(values) > 5 else "")
-        raise InputError(f"{source}: y holds the labels {shown}, it must hold both 0 (normal) and 1 (anomaly) only")
+        raise InputError(
+            f"{source}: y holds the labels {shown}, it must hold both 0 (normal) and 1 (anomaly) only; "
+            "a measurement needs another name"
+        )
     if not isinstance(X, np.memmap):
         with np.errstate(over="ignore"):
             X = X.astype(_precision(X, y), copy=False)

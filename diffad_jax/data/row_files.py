@@ -21,6 +21,8 @@ LIKE_LABELS = re.compile(
     r"|(?i:(?:is_?)?(?:normal|abnormal|defective|faulty|malicious|intrusion))"
     r"|(?:.*[^A-Za-z]|.*[a-z](?=[A-Z])|is)?(?i:labels?|anomal(?:y|ies|ous)|outliers?|fraud)"
 )
+# And what may be measurements as well, but hardly of 0 and 1.
+MAY_BE_LABELS = re.compile(r"(?i:(?:.*[^A-Za-z]|is)?(?:attacks?|failures?|faults?|defects?|outcome|status|result))")
 
 
 def is_row_file(path: str | Path) -> bool:
@@ -66,7 +68,7 @@ def read(path: str | Path, gaps: bool = False) -> Stored:
 def warn_of_odd_columns(stored: Stored, source: str) -> None:
     """Says which columns of a table are to be learnt though they look like labels without a name for it, or row numbers.
 
-    Of rows without names of columns the last and the first are looked at.
+    Labels may be the last column, or one whose name may tell so. Of rows without names the last and the first are looked at.
     """
     if stored.X.ndim != 2 or not stored.X.size:
         return
@@ -74,10 +76,11 @@ def warn_of_odd_columns(stored: Stored, source: str) -> None:
     for place in range(width) if stored.columns else sorted({0, width - 1}):
         name = repr(stored.columns[place]) if stored.columns else f"number {place + 1}"
         column = stored.X[:, place]
-        labels = stored.y is None and place == width - 1 and set(np.unique(column[:SOME])) <= {0, 1}
+        suspicious = place == width - 1 or (stored.columns and MAY_BE_LABELS.fullmatch(stored.columns[place]))
+        labels = stored.y is None and suspicious and set(np.unique(column[:SOME])) <= {0, 1}
         if labels and set(np.unique(column)) == {0, 1}:
             logging.warning(
-                "%s: has no column %s, so that all %d rows are normals, and learns %s, its last, of 0 and 1; if that tells "
+                "%s: has no column %s, so that all %d rows are normals, and learns %s, of 0 and 1; if that tells "
                 "anomalies, call it %s",
                 source,
                 LABELS,
@@ -95,9 +98,10 @@ def warn_of_odd_columns(stored: Stored, source: str) -> None:
 
 
 def labelled(path: str | Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Read labelled data on which to evaluate a trained model: X float32 [n, D] or [n, H, W, C], y int [n], columns.
+    """Read labelled data on which to evaluate a trained model: X [n, D] or [n, H, W, C], y int [n], columns.
 
-    y: 0 normal, 1 anomaly; pictures are values 0..255. Raises InputError as `read` and `dataset.checked` do, and without y.
+    X is of the precision that `dataset.checked` gives it. y: 0 normal, 1 anomaly; pictures are values 0..255. Raises
+    InputError as `read` and `dataset.checked` do, and without y.
     """
     stored = read(path)
     if stored.y is None:

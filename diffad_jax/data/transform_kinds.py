@@ -59,7 +59,7 @@ def _fit_range(train: Rows, low: float, high: float) -> Arrays:
 
 
 def _fit_standardise(train: Rows) -> Arrays:
-    """(x - mean) / std per column; a constant column is divided by 1."""
+    """(x - mean) / std per column, of the rows that `_spread_of` does not leave out; a constant column is divided by 1."""
     _, mean, variance, _ = _spread_of(train)
     return {"center": mean, "scale": 1.0 / np.sqrt(np.where(variance > 0, variance, 1.0))}
 

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffad_jax.build import build
-from diffad_jax.data.dataset import Rows, chunks, nonfinite
+from diffad_jax.data.dataset import Rows, chunks, evenly_spaced, nonfinite
 from diffad_jax.data.transform_kinds import KINDS, Arrays, as_rows, span
 from diffad_jax.errors import InputError
 
 # Squares of values up to here, summed over all columns, are within float32's range.
 LARGEST = 1e15
+SOME = 64  # rows, by which the scale of all is told
 
 
 class Transform(NamedTuple):
@@ -48,18 +49,23 @@ class Transform(NamedTuple):
     def check(self, x: Rows) -> None:
         """Raises InputError on data [n, ...] of another shape or scale and on rows that are not finite.
 
-        Of another scale are pictures from 0 to 1 where the run has learnt them from 0 to 255, or on a larger one.
+        Where the run has learnt values from 0 to 255, or on another range from 0 on, of another scale are pictures within
+        [-1, 1] and those of which most go beyond twice its end.
         """
         check_rows(x, self.shape)
-        end = KINDS[self.name].largest(self.arrays)
-        if end is None or end <= 8 or x.dtype.kind != "f" or not len(x):
+        kind = KINDS[self.name]
+        end = kind.largest(self.arrays)
+        if end is None or end <= 8 or (x.dtype == np.uint8 and end >= 255) or not len(x):
             return
         smallest, largest = span(x)
-        if smallest < 0 or not 0 < largest <= 1:
-            return
         # Whole numbers may be pictures that are all but black.
-        if any((x[start:stop] % 1 != 0).any() for start, stop in chunks(x)):
-            raise InputError(f"transform: data up to {largest:g}, the run has learnt values from 0 to {end:g}")
+        small = smallest >= -1 and 0 < largest <= 1 and any((x[a:b] % 1 != 0).any() for a, b in chunks(x))
+        # To what cannot be brought back, as its contrast is its own, a larger scale is none.
+        large = kind.invert is not None and largest > 2 * end and _most_exceed(x, 2 * end)
+        if small or large:
+            raise InputError(
+                f"transform: data from {smallest:g} to {largest:g}, the run has learnt values from 0 to {end:g}"
+            )
 
     def invert(self, y: np.ndarray) -> np.ndarray:
         """The raw data of model range y [n, ...], float32, as far as `apply` keeps what makes them.
@@ -140,6 +146,12 @@ def fitted(section: Mapping[str, Any], train: Rows) -> Transform:
         train.shape[1:],
         build("transform", {name: kind.fit for name, kind in KINDS.items()}, section, train=train),
     )
+
+
+def _most_exceed(x: Rows, limit: float) -> bool:
+    """Whether most of up to SOME rows of x [n, ...] hold a value above the limit."""
+    some = np.asarray(x[evenly_spaced(len(x), SOME)]).reshape(min(len(x), SOME), -1)
+    return bool((some.max(axis=1) > limit).mean() > 0.5)
 
 
 def check_rows(x: Rows, shape: tuple[int, ...]) -> None:
