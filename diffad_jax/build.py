@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from diffad_jax.errors import InputError, check_choice, suggestion
 
@@ -55,7 +55,7 @@ def _call(
             )
         kind = parameters[argument].annotation
         if not _fits(kind, arguments[argument]):
-            raise InputError(f"config.{key}.{argument}: found {arguments[argument]!r}, allowed is {_words(kind)}")
+            raise InputError(f"config.{key}.{argument}: found {arguments[argument]!r}, allowed is {in_words(kind)}")
     arguments |= {k: v for k, v in given.items() if k in parameters}
     for argument, parameter in parameters.items():
         if parameter.default is parameter.empty and argument not in arguments and argument in settable:
@@ -112,12 +112,14 @@ def _fits(kind: Any, value: Any) -> bool:
     return isinstance(value, int | float if kind is float else kind)
 
 
-def _words(kind: Any) -> str:
+def in_words(kind: Any) -> str:
     """What fits an annotation."""
     if get_origin(kind) is UnionType:
-        return " or ".join(map(_words, get_args(kind)))
+        return " or ".join(map(in_words, get_args(kind)))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) is Sequence:
-        return f"a list ({_words(get_args(kind)[0])} each)"
+        return f"a list ({in_words(get_args(kind)[0])} each)"
     return KINDS.get(kind, getattr(kind, "__name__", str(kind)))
 
 

@@ -1,9 +1,7 @@
 """Numbers of a config that would train and score nonsense are refused before anything is written."""
 
-import inspect
 import json
 import re
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +14,16 @@ import tiny
 from absl import logging
 from ml_collections import ConfigDict
 
-from diffad_jax import assembly, runs, settings, training, workdir
+from diffad_jax import assembly, runs, workdir
 from diffad_jax.calibration import COMBINATIONS, calibrate
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import one_class_split
 from diffad_jax.data.loading import load
-from diffad_jax.data.pipeline import Pipeline
 from diffad_jax.errors import InputError, RunFailed
-from diffad_jax.parametrisation import make_denoise
 from diffad_jax.process import log_linear
-from diffad_jax.ranges import RANGES, check_ranges
+from diffad_jax.ranges import OPTIONAL_SECTIONS, RANGES, SECTIONS, check_ranges
 from diffad_jax.statistics import Statistics
+from experiments import reference
 
 
 @pytest.mark.parametrize(
@@ -70,7 +67,7 @@ from diffad_jax.statistics import Statistics
         ),
         ("score.bias", 1, "config.score.bias: found 1, allowed is True or False"),
         ("sampler.variance", "fixed", "config.sampler.variance: found 'fixed'; allowed are small, large, learned"),
-        ("sampler.variance", "learned", "variance: found 'learned', which needs a network with learned_variance=True"),
+        ("sampler.variance", "learned", "config.sampler: variance: found 'learned', which needs a network with"),
         ("loss.weighting", "snr", "config.loss.weighting: found 'snr'; did you mean 'min_snr'"),
         ("denoiser.predicts", "epsilon", "config.denoiser.predicts: found 'epsilon'; did you mean 'eps'"),
         ("model.remat", "all", "config.model.remat: found 'all'; allowed are none, blocks, dots"),
@@ -123,32 +120,23 @@ def test_a_memory_of_too_few_normals_is_refused_before_training(tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
-TAKERS: dict[str, Iterable[Callable[..., Any]]] = {
-    "process": assembly.PROCESSES.values(),
-    "model": assembly.MODELS.values(),
-    "denoiser": [make_denoise],
-    "decoder": assembly.DECODERS.values(),
-    "optimizer": [training.make_optimizer],
-    "loss": assembly.OBJECTIVES.values(),
-    "sampler": assembly.SAMPLERS.values(),
-    "training": [training.Training],
-    "mesh": [settings.MeshSize],
-    "pipeline": [Pipeline],
-    "score": assembly.SCORES.values(),
-    "scoring": [settings.Scoring],
-}
-# The network knows its levels; the others the program supplies.
-BOUNDED_ELSEWHERE = {"model.attention_factors", "loss.sigma_data", "optimizer.num_steps", "score.size"}
-
-
 def test_every_number_that_a_config_may_set_has_a_range() -> None:
+    takers = [(section, taker) for section, choices in reference.CHOSEN.items() for taker in choices.values()]
     numbers, names = set(), {"seed"}
-    for section, takers in TAKERS.items():
-        for name, parameter in ((n, p) for taker in takers for n, p in inspect.signature(taker).parameters.items()):
+    for section, taker in [*takers, *reference.FIXED.items()]:
+        for name, parameter in reference.settings(section, taker):
             names.add(f"{section}.{name}")
-            if re.search(r"\b(int|float)\b", str(parameter.annotation)):
+            if re.search(r"\b(int|float)\b", str(parameter.annotation)) and section not in ("data", "transform"):
                 numbers.add(f"{section}.{name}")
-    assert numbers - BOUNDED_ELSEWHERE <= RANGES.keys() <= names
+    # The network knows its levels. Readers and transforms bound their own.
+    assert numbers - {"model.attention_factors"} <= RANGES.keys() <= names
+
+
+def test_the_page_of_settings_is_what_the_program_takes() -> None:
+    page = Path(reference.__file__).parents[1] / "docs" / "settings.md"
+    assert page.read_text() == reference.text().rstrip("\n") + "\n", "repeat python -m experiments.reference"
+    sections = re.findall(r"(?m)^## config\.(\w+)", page.read_text())
+    assert set(sections) == {*SECTIONS, *OPTIONAL_SECTIONS} - {"seed", "parallel"}
 
 
 def refused(system: assembly.System, combination: str = "standardised_mean") -> None:
@@ -288,3 +276,18 @@ def test_a_threshold_of_few_normals_is_told(tmp_path: Path, monkeypatch: pytest.
     assert lines == [
         "mine: the threshold rests on 18 normals, and needs 19: more than 5 % of new normals may lie above it"
     ]
+
+
+def test_what_parts_ask_of_each_other_is_told_with_the_section_that_asks() -> None:
+    config = tiny.get_config("vectors")
+    config.loss = {"name": "hybrid"}
+    with pytest.raises(
+        InputError, match=r"^config.loss: variance: found 'learned', .* config.denoiser.learned_variance=True"
+    ):
+        refused(assembly.assemble(config, (5,)))
+    config = tiny.get_config("vectors")
+    config.sampler = {"name": "ddpm", "variance": "learned"}
+    with pytest.raises(InputError, match=r"^config.sampler: variance: found 'learned'"):
+        refused(assembly.assemble(config, (5,)))
+    with pytest.raises(InputError, match=r"^config.model: x_t: found shape \(1, 8, 8, 1\), need \[B, D\]"):
+        refused(assembly.assemble(tiny.get_config("vectors"), (8, 8, 1)))

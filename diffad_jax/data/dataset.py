@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from diffad_jax.errors import InputError, check_choice
 
 MIN_TRAIN_ROWS = 8
+PROTOCOLS = ("clean", "paper")
 PAPER_ROWS = 1_000, 10_000
 CHUNK_VALUES = 1 << 22
 MOST_LOOKED_AT = 1024  # files, of which a network disk may take a second
@@ -192,7 +193,7 @@ def one_class_split(
     Raises InputError on invalid data, an unknown protocol, a negative seed or fewer than 8 training rows.
     """
     source = source or name
-    check_choice("protocol", protocol, ("clean", "paper"))
+    check_choice("protocol", protocol, PROTOCOLS)
     if seed < 0:
         raise InputError(f"seed: found {seed}, allowed are integers from 0")
     X, y = checked(X, y, source, normals_alone)

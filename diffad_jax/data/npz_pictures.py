@@ -11,6 +11,8 @@ from diffad_jax.data.dataset import Dataset, one_class_split
 from diffad_jax.data.npz import read_arrays
 from diffad_jax.errors import InputError, check_choice
 
+SETTINGS = ("normal_class", "anomalous_class")
+
 
 def pictures(path: str | Path, protocol: str = "clean", seed: int = 0) -> Dataset:
     """Read an `.npz` of raw pictures and split it one-class.
@@ -64,7 +66,7 @@ def npz_classes_each(
 
     setting: "normal_class" or "anomalous_class". The problems share the array `test`. Raises InputError as `npz_classes`.
     """
-    check_choice("setting", setting, ("normal_class", "anomalous_class"))
+    check_choice("setting", setting, SETTINGS)
     arrays = _read_classes(Path(path))
     chosen = arrays["classes"].tolist() if classes is None else classes
     return tuple(
