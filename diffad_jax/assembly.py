@@ -67,20 +67,30 @@ class System(NamedTuple):
     """Of one datum as the network sees it: a patch where config.pipeline.crop is set."""
 
 
+def _built(key: str, choices: Choices, kind: type, config: ConfigDict, **given: Any) -> Any:
+    """What a section names; raises InputError as `build` does, and where that is of another kind."""
+    found = build(key, choices, config[key], **given)
+    if not isinstance(found, kind):
+        name = config[key].name
+        raise InputError(f"config.{key}.name: {name} gives {type(found).__name__}, needed is {kind.__name__}")
+    return found
+
+
 def assemble(config: ConfigDict, shape: tuple[int, ...]) -> System:
     """Builds what config.process, model, denoiser, loss, sampler, decoder and score name, for data of the given shape.
 
     Raises InputError naming the key on unknown names and arguments.
     """
-    forward = build("process", PROCESSES, config.process)
+    forward = _built("process", PROCESSES, Process, config)
     learned_variance = config.denoiser.get("learned_variance", False)
     model: nn.Module = build("model", MODELS, config.model, learned_variance=learned_variance)
     if learned_variance and not getattr(model, "learned_variance", False):
         raise InputError(f"config.denoiser.learned_variance: found True, but {config.model.name} has no such output")
-    sampler = build("sampler", SAMPLERS, config.sampler, process=forward)
+    sampler = _built("sampler", SAMPLERS, samplers.Sampler, config, process=forward)
     decoder = build("decoder", DECODERS, config.decoder)
     size = math.prod(shape)
-    score = build("score", SCORES, config.score, process=forward, sampler=sampler, decoder=decoder, size=size)
+    given = {"process": forward, "sampler": sampler, "decoder": decoder, "size": size}
+    score = _built("score", SCORES, scores.Score, config, **given)
     crop = config.get("pipeline", {}).get("crop", 0)
     if crop and shape[:2] != (crop, crop):
         score, shape = patchwise(score, crop, (shape[0], shape[1])), (crop, crop, *shape[2:])

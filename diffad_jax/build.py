@@ -49,7 +49,8 @@ def _call(
             takers = [
                 n for n, c in choices.items() if argument not in given and argument in inspect.signature(c).parameters
             ]
-            hint = f" ({', '.join(takers)} would)" if takers else ""
+            whole = f"""--config.{key}="{{'name': '{name}'}}" replaces the section"""
+            hint = f" ({', '.join(takers)} would; {whole})" if takers else ""
             raise InputError(
                 f"config.{key}.{argument}: {name} takes no such argument{hint}; {suggestion(argument, settable)}"
             )

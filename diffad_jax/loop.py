@@ -209,7 +209,8 @@ class _Metrics:
             found = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
             raise Diverged(
                 f"step {step}: {found}; last good checkpoint: {self._checkpoints.latest() or 'none'}. Likely causes: "
-                "learning rate too high, too little warm-up, values far outside the expected range in the training data"
+                "learning rate too high, too little warm-up, values far outside the expected range in the training data; at the "
+                "first step also a loss of one's own"
             )
 
 

@@ -70,7 +70,11 @@ def define(config: ConfigDict, shape: tuple[int, ...]) -> Plan:
 
 
 def check(system: System, params: Params, shape: tuple[int, ...], combination: str) -> None:
-    """Traces loss, score and sampler without computing, so that what they refuse is refused before anything is written."""
+    """Traces loss, score and sampler without computing, so that what they refuse is refused before anything is written.
+
+    Raises InputError also where loss or maps have another shape than one value, or map, a datum, which broadcasting would
+    hide.
+    """
     logarithmic = [*(name for name, one in COMBINATIONS.items() if one.logarithmic), MEMORY]
     if system.score.signed and combination in logarithmic:
         raise InputError(
@@ -80,13 +84,19 @@ def check(system: System, params: Params, shape: tuple[int, ...], combination: s
     check_process(system.process)
 
     def trace(params: Params, key: Array) -> tuple[Array, Array, Array]:
-        x, denoise = jnp.zeros((1, *system.shape)), system.denoise(params)
+        x, denoise = jnp.zeros((2, *system.shape)), system.denoise(params)
+        with within("config.model"):
+            denoise(x, jnp.ones(2))
         with within("config.score"):
-            maps = system.score.maps(denoise, jnp.zeros((1, *shape)), key)
+            maps = system.score.maps(denoise, jnp.zeros((2, *shape)), key)
+            if maps.ndim < 2 or maps.shape[1] != 2:
+                raise InputError(f"its maps of 2 data have the shape {maps.shape}, needed is (levels, 2, ...)")
             if combination == MEMORY:
                 maps = local_statistics(maps)
         with within("config.loss"):
-            loss = system.loss(params, x, jnp.zeros(1), key[None])
+            loss = system.loss(params, x, jnp.zeros(2), jax.random.split(key))
+            if loss.shape != (2,):
+                raise InputError(f"its values for 2 data have the shape {loss.shape}, needed is (2,)")
         with within("config.sampler"):
             return loss, maps, samplers.sample(system.sampler, denoise, x, samplers.uniform(1), key)
 

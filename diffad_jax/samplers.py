@@ -140,7 +140,7 @@ def heun(process: Process) -> Sampler:
     """Heun's second-order steps in (y = x / alpha, n = sigma / alpha), where dy/dn = eps (Karras et al. 2022, alg. 1).
 
     The last step, to s = 0, is Euler's. A step from very large n to one of the data's size goes wrong by a share of the
-    former: from the end of `cosine`, few steps need the grid `karras`.
+    former: from the end of `cosine`, or of `linear` with some 20 steps, few steps need the grid `karras`.
     """
 
     def step(denoise: Denoise, x_t: Array, t: Array, s: Array, key: Key, memory: Any) -> tuple[Array, Any]:

@@ -146,6 +146,15 @@ def test_every_process_is_taken(name: str) -> None:
 
 
 @every_process
+def test_log_snr_keeps_its_digits_in_float32(name: str) -> None:
+    """Near t = 0 above all, where a sum that is nearly 1 would have lost them."""
+    p, t = PROCESSES[name], np.geomspace(1e-5, 1, 200, dtype=np.float32)
+    found = np.asarray(p.log_snr(t))
+    with jax.enable_x64(True):
+        assert_allclose(found, p.log_snr(t.astype(np.float64)), rtol=0, atol=5e-6)
+
+
+@every_process
 def test_log_snr_falls_and_time_at_inverts_it(name: str) -> None:
     with jax.enable_x64(True):
         p, t = PROCESSES[name], np.linspace(0, 1, 5001)

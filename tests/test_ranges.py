@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from diffad_jax.data.loading import load
 from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.process import log_linear
 from diffad_jax.ranges import OPTIONAL_SECTIONS, RANGES, SECTIONS, check_ranges
+from diffad_jax.scores import Score
 from diffad_jax.statistics import Statistics
 from experiments import reference
 
@@ -63,7 +65,7 @@ from experiments import reference
         (
             "score.num_steps",
             2,
-            r"config.score.num_steps: one_step takes no such argument \(reconstruction, encode_decode, bound would\); ",
+            r"config.score.num_steps: one_step takes no such argument \(reconstruction, encode_decode, bound would; ",
         ),
         ("score.bias", 1, "config.score.bias: found 1, allowed is True or False"),
         ("sampler.variance", "fixed", "config.sampler.variance: found 'fixed'; allowed are small, large, learned"),
@@ -173,7 +175,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("flaw", "learned_variance", "words"),
     [
-        ("shape", False, r"network: gives \(1, 1\) for x_t of \(1, 5\), needed is \(1, 5\)"),
+        ("shape", False, r"config.model: network: gives \(2, 1\) for x_t of \(2, 5\), needed is \(2, 5\)"),
         ("variables", False, "config.model: Odd has batch_stats, allowed are params alone"),
         ("none", True, "config.denoiser.learned_variance: found True, but Odd has no such output"),
     ],
@@ -276,6 +278,39 @@ def test_a_threshold_of_few_normals_is_told(tmp_path: Path, monkeypatch: pytest.
     assert lines == [
         "mine: the threshold rests on 18 normals, and needs 19: more than 5 % of new normals may lie above it"
     ]
+
+
+@pytest.mark.parametrize(
+    ("section", "part", "words"),
+    [
+        ("loss", lambda process: lambda *_: jnp.zeros(()), r"config.loss: its values for 2 data have the shape \(\)"),
+        (
+            "loss",
+            lambda process: lambda denoise, x_0, u, eps: x_0,
+            r"config.loss: its .* shape \(2, 5\), needed is \(2,\)",
+        ),
+        (
+            "score",
+            lambda: Score(lambda denoise, x_0, key: x_0[:, 0], 1),
+            r"config.score: its maps .* shape \(2,\), needed is",
+        ),
+        (
+            "sampler",
+            lambda process: print,
+            "config.sampler.name: odd gives builtin_function_or_method, needed is Sampler",
+        ),
+        ("process", lambda: jnp.exp, "config.process.name: odd gives .*, needed is Process"),
+    ],
+)
+def test_parts_of_another_shape_or_kind_are_refused(
+    monkeypatch: pytest.MonkeyPatch, section: str, part: Callable[..., Any], words: str
+) -> None:
+    lists = {"loss": assembly.OBJECTIVES, "score": assembly.SCORES, "sampler": assembly.SAMPLERS}
+    monkeypatch.setitem(lists.get(section, assembly.PROCESSES), "odd", part)
+    config = tiny.get_config("vectors")
+    config[section] = {"name": "odd"}
+    with pytest.raises(InputError, match=words):
+        refused(assembly.assemble(config, (5,)))
 
 
 def test_what_parts_ask_of_each_other_is_told_with_the_section_that_asks() -> None:

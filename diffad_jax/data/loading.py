@@ -38,6 +38,8 @@ def load(spec: Mapping[str, Any]) -> tuple[Dataset, ...]:
         raise InputError("config.data.path: found '', allowed is a file or folder")
     loaded = build("data", LOADERS, spec)
     sets = (loaded,) if isinstance(loaded, Dataset) else tuple(loaded)
+    if odd := [found for found in sets if not isinstance(found, Dataset)]:
+        raise InputError(f"config.data.name: {spec['name']} gives {type(odd[0]).__name__}, needed are Datasets")
     names = [dataset.name for dataset in sets]
     if not sets:
         raise InputError(f"config.data: {spec.get('path', spec['name'])} holds no data set")
