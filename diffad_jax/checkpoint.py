@@ -41,6 +41,10 @@ class Checkpoints:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory).absolute()
+        try:
+            str(self.directory).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{str(self.directory)!a}: is no UTF-8, which Orbax asks for; choose another") from error
         # What matters of what Orbax logs, several times and with tracebacks, it also raises.
         logging.get_absl_logger().addFilter(_not_of_orbax)
         # Orbax opens no directory in which one of these cannot be read.
@@ -162,6 +166,7 @@ class Checkpoints:
             except InputError:
                 raise
             except Exception as error:  # Orbax raises many kinds for damaged files.
+                self._check_allowed(step, error)
                 found = _reason(error)
         # What one process cannot tell the contents of, none begins to read.
         if why := next(filter(None, distributed.exchange(found)), ""):
@@ -173,6 +178,7 @@ class Checkpoints:
                 raise
             if out_of_memory(error):
                 raise RunFailed(f"{self.directory}/{step}: no memory to read it ({_reason(error)})") from error
+            self._check_allowed(step, error)
             if jax.process_count() > 1:
                 raise RunFailed(
                     f"{self.directory}/{step}: process {jax.process_index()} cannot read its part ({_reason(error)}), "
@@ -184,6 +190,12 @@ class Checkpoints:
         if any(distributed.exchange("" if saved in (None, bits) else "another")):
             raise _Unreadable("its arrays are not what was saved")
         return state
+
+    def _check_allowed(self, step: int, error: Exception) -> None:
+        """Raises RunFailed where the right to read is missing, which makes no checkpoint a damaged one."""
+        # Where a library has wrapped the error, by its words.
+        if isinstance(error, PermissionError) or re.search("permission.denied", str(error), re.IGNORECASE):
+            raise RunFailed(f"{self.directory}/{step}: this user may not read it ({_reason(error)})") from error
 
     def _check_shapes(self, step: int, like: Any) -> None:
         there, asked = _shapes(self._manager.item_metadata(step).tree), _shapes(like)

@@ -21,11 +21,11 @@ from diffad_jax.data.dataset import Dataset, Rows
 from diffad_jax.distributed import together
 from diffad_jax.errors import InputError, check_choice
 from diffad_jax.evaluation import Reading, batch_reader, in_batches, joined
-from diffad_jax.noise import fold_in, gaussian, keys_for
+from diffad_jax.noise import fold_in, gaussian, key_of, keys_for
 from diffad_jax.patches import over_patches
+from diffad_jax.plan import define
 from diffad_jax.process import diffuse
 from diffad_jax.reasons import Reasons, reasons
-from diffad_jax.runs import define
 from diffad_jax.samplers import GRIDS, sample
 from diffad_jax.scores import reconstruct
 from diffad_jax.settings import Scoring, scoring_of
@@ -153,7 +153,7 @@ class Trained:
         for name, value in (("count", count), ("num_steps", num_steps)):
             if not isinstance(value, int | np.integer) or value < 1:
                 raise InputError(f"{name}: found {value!r}, allowed are whole numbers from 1")
-        keys = keys_for(jax.random.key(seed), jnp.arange(count))
+        keys = keys_for(key_of(seed), jnp.arange(count))
         return self.statistics.transform.invert(np.asarray(self._drawn(self.params, keys, num_steps, grid)))
 
     @cached_property
@@ -190,7 +190,7 @@ class Trained:
     @cached_property
     def _reconstructed(self) -> Callable[[Params, np.ndarray], tuple[Array, Array]]:
         """(params, x_0 [K, H, W, C]) -> x_t and the reconstruction, both like x_0."""
-        settings, key = self.scoring, jax.random.key(self.config.seed)
+        settings, key = self.scoring, key_of(self.config.seed)
         system, t = self.system, jnp.float32(settings.picture_time)
 
         def of(params: Params, x_0: Array) -> tuple[Array, Array]:

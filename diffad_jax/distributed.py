@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffad_jax.errors import InputError, out_of_memory
+from diffad_jax.console import say
+from diffad_jax.errors import InputError, RunFailed, first_line, out_of_memory, unusable
 
 JOIN_SECONDS = 300
 DEAD_SECONDS = 60
@@ -27,6 +27,7 @@ REPORT_SECONDS = 3600
 VISIBLE_SECONDS = 90
 """How long a network disk may take to show one machine what another has written."""
 BLOCK = 4096
+OF_SLURM = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -48,7 +49,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     }
     if coordinator is None and num_processes is None and process_id is None:
         if _by_slurm() or _on_tpu():
-            jax.distributed.initialize(**timeouts)
+            _initialize(**timeouts)
             _meet(num_processes)
         return
     if coordinator is None or num_processes is None or process_id is None:
@@ -59,16 +60,23 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     _, colon, port = coordinator.rpartition(":")
     if not (colon and port.isdecimal() and 0 < int(port) < 2**16):
         raise InputError(f"--coordinator: found {coordinator!r}, allowed is HOST:PORT of process 0")
+    if num_processes < 1:
+        raise InputError(f"--num_processes: found {num_processes}, allowed are whole numbers from 1")
     if not 0 <= process_id < num_processes:
         raise InputError(f"--process_id: found {process_id}, allowed are 0 to {num_processes - 1}")
     if process_id == 0:
         _check_free(int(port))
     # JAX ends a process that finds no others in C++, without saying where it looked.
-    print(f"process {process_id} of {num_processes} joins {coordinator}, for {JOIN_SECONDS} s at most", file=sys.stderr)
-    jax.distributed.initialize(
-        coordinator, num_processes, process_id, cluster_detection_method="deactivate", **timeouts
-    )
+    say(f"process {process_id} of {num_processes} joins {coordinator}, for {JOIN_SECONDS} s at most")
+    _initialize(coordinator, num_processes, process_id, cluster_detection_method="deactivate", **timeouts)
     _meet(num_processes)
+
+
+def _initialize(*arguments: Any, **settings: Any) -> None:
+    try:
+        jax.distributed.initialize(*arguments, **settings)
+    except (RuntimeError, ValueError) as error:
+        raise RunFailed(f"the processes of the run cannot meet ({first_line(error)})") from error
 
 
 def named_by_environment() -> bool:
@@ -96,25 +104,27 @@ def exchange(said: str) -> list[str]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """An InputError that one process raises inside is raised by all, so that none waits for one that has given up.
+    """An InputError or RunFailed that one process raises inside is raised by all: none waits for one that has given up.
 
-    A file that is not there or may not be read is one as well. What is done inside must not itself wait for other processes.
-    Another error ends this process alone, and the others when they miss it.
+    A file that is not there or may not be read is an InputError as well. What is done inside must not itself wait for other
+    processes. Another error ends this process alone, and the others when they miss it.
     """
-    refused: InputError | None = None
+    refused: InputError | RunFailed | None = None
     try:
         yield
-    except InputError as error:
+    except (InputError, RunFailed) as error:
         refused = error
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         refused = InputError(f"{error.filename or 'a file'}: {error.strerror or error}")
         refused.__cause__ = error
-    said = exchange(str(refused or ""))
+    kind = "failed" if isinstance(refused, RunFailed) else "refused"
+    said = exchange(f"{kind} {refused}" if refused else "")
     if refused is not None:
         raise refused
     for process, words in enumerate(said):
         if words:
-            raise InputError(f"process {process}: {words}")
+            kind, _, cause = words.partition(" ")
+            raise (RunFailed if kind == "failed" else InputError)(f"process {process}: {cause}")
 
 
 def check_alike(values: Mapping[str, Any]) -> None:
@@ -124,6 +134,12 @@ def check_alike(values: Mapping[str, Any]) -> None:
         if differing := [key for key in {**first, **other} if first.get(key) != other.get(key)]:
             shown = ", ".join(f"{key} ({first.get(key)!r} in process 0, {other.get(key)!r})" for key in differing)
             raise InputError(f"process {process} differs from process 0 in {shown}; all must be started alike")
+
+
+def arithmetic() -> dict[str, Any]:
+    """What of JAX's own settings and version the processes of a run must share, since their programs would be others."""
+    names = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
+    return {"JAX": jax.__version__, **{name: getattr(jax.config, name) for name in names}}
 
 
 def check_shared(directory: Path) -> None:
@@ -159,7 +175,7 @@ def _refusing(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
+        raise unusable(f"{directory}: cannot be written", error) from error
 
 
 def _check_free(port: int) -> None:
@@ -202,9 +218,16 @@ def _number(name: str) -> int | None:
 
 
 def _by_slurm() -> bool:
-    """Whether srun started this process as one of several. A shell within an allocation is a step of one task."""
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS", "1")
-    return "SLURM_STEP_NODELIST" in os.environ and int(tasks) > 1
+    """Whether srun started this process as one of several. A shell within an allocation is a step of one task.
+
+    Raises InputError where not all is there by which JAX finds the others, as in a container that lets a part of it in.
+    """
+    name = "SLURM_STEP_NUM_TASKS" if os.environ.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
+    if "SLURM_STEP_NODELIST" not in os.environ or (_number(name) or 1) < 2:
+        return False
+    if missing := [other for other in OF_SLURM if other not in os.environ]:
+        raise InputError(f"{name}: found {os.environ[name]}, but {', '.join(missing)} of srun's variables are not set")
+    return True
 
 
 def _on_tpu() -> bool:

@@ -1,6 +1,7 @@
 """What a user can get wrong, and the words in which an error line says so."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -10,6 +11,20 @@ class InputError(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that could not go on: one line that tells what happened and what is left of it."""
+
+
+class Diverged(RunFailed):
+    """The loss or the gradient stopped being finite."""
+
+
+# What a system tells of a machine rather than of what the user asked for: the same may be tried again.
+OF_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
+
+
+def unusable(what: str, error: OSError) -> InputError | RunFailed:
+    """The error that tells of a file or folder which cannot be used: a full or broken disk is no bad input."""
+    kind = RunFailed if error.errno in OF_MACHINE else InputError
+    return kind(f"{what} ({error.strerror or error})")
 
 
 def suggestion(found: str, allowed: Iterable[str]) -> str:

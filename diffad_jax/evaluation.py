@@ -24,6 +24,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.memory import Memory
 from diffad_jax.metrics import threshold
 from diffad_jax.nearness import NOT_ASKED, Near
+from diffad_jax.noise import key_of
 from diffad_jax.sharding import data_mesh, gather, on, own_rows, replicate, split
 from diffad_jax.training import Params
 
@@ -43,7 +44,7 @@ def make_summaries(
     system: System, params: Params, seed: int, batch_size: int, summary: Callable[[Array], Array]
 ) -> Callable[[Rows], np.ndarray]:
     """A function from transformed data [N, ...] to summary(maps [L, B, ...]) -> [B, ...] of all of them, [N, ...]."""
-    mesh, key = data_mesh(batch_size), jax.random.key(seed)
+    mesh, key = data_mesh(batch_size), key_of(seed)
     compiled = compiler.jit(on(mesh, lambda p, x, key: summary(system.score.maps(system.denoise(p), x, key))))
     params = replicate(params, mesh)
     return lambda x: joined(lambda x: compiled(params, split(x, mesh), key), x, batch_size)
@@ -97,7 +98,7 @@ def batch_reader(
     def read(params: Params, judge: Judge, x: Array, key: Array) -> Any:
         return part(reading(judge, combination, x, system.score.maps(system.denoise(params), x, key)))
 
-    mesh, key = data_mesh(batch_size), jax.random.key(seed)
+    mesh, key = data_mesh(batch_size), key_of(seed)
     compiled = compiler.jit(on(mesh, read))
     if isinstance(judge, Calibration) and len(judge.near.bank):
         judge = judge._replace(near=nearness.filled(judge.near))

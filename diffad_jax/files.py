@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, unusable
 
 
 def slug(name: str) -> str:
@@ -24,13 +24,14 @@ def slug(name: str) -> str:
 def folder(path: Path, kind: str = "folder") -> Iterator[None]:
     """Makes a folder, or finds it, for what is read and written there inside the `with`.
 
-    Raises InputError, which calls it a `kind`, where it or a file in it cannot be made, read or written.
+    Raises InputError, which calls it a `kind`, where it or a file in it cannot be made, read or written; RunFailed where a
+    disk is full or broken.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise InputError(f"{path}: cannot be a {kind} ({error.strerror})") from error
+        raise unusable(f"{path}: cannot be a {kind}", error) from error
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -39,6 +40,10 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     try:
         partial.write_bytes(content)
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno and not error.filename:  # as where the disk is full
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -3,25 +3,23 @@
 import hashlib
 import io
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image
-from tqdm import tqdm
 
 from diffad_jax import csv_files
+from diffad_jax.console import bar
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
+from diffad_jax.figures import heat_colours, tops
 from diffad_jax.files import write_atomically
 from diffad_jax.photos import Tolerant, as_trained, check_pictures
 from diffad_jax.score_table import UNREADABLE, Counts, ScoreTable, scores_in
-from diffad_jax.statistics import Statistics
 
-BRIGHTEST = 5  # times the usual error
+STAMPS = ("path", "stamp")
 LONGEST = 240  # bytes of a name, of which file systems allow 255 and a file that is being written takes some more
 
 
@@ -30,12 +28,13 @@ def score_folder(
 ) -> Counts:
     """Scores the pictures `files` below `root` in batches, in bounded memory, and leaves alone what `out` holds already.
 
-    Files that have changed since the last call began are scored again; rows of files that are gone stay, and are not counted.
+    Files that are others now, by dates and size, are scored again; rows of files that are gone stay, and are not counted.
 
-    out/run.json: of which run and folder the scores are, and no other's may come there; its date is that of the last call.
+    out/run.json: of which run and folder the scores are, and no other's may come there. out/files.csv: dates and size of what
+    was scored.
     out/scores.csv: path relative to root; score; probability; label, see `score_table`. With heat_maps
-    out/heat_maps/<path>.png, see `colours`, as large as the model sees pictures (a name of more than 240 bytes is cut and
-    gets a hash). out/unreadable.csv: path and cause of what could not be read this time; the next call tries it again.
+    out/heat_maps/<path>.png, see `figures.tops`, as large as the model sees pictures (a name of more than 240 bytes is cut
+    and gets a hash). out/unreadable.csv: path and cause of what could not be read this time; the next call tries it again.
     Raises InputError, before anything is written, on a run that has not learnt pictures, or whose score has no maps where
     they are asked for, and where `out` holds another's scores or lies in the folder; and with on_error "fail" (rather than
     "skip") on the first unreadable file, when all before it is on disk.
@@ -52,17 +51,19 @@ def _score_pending(
 ) -> Counts:
     """`score_folder` in a directory that is claimed."""
     names = {file: os.path.relpath(file, root) for file in files}
-    begun = time.time_ns()
+    stamps = {name: _stamp(file) for file, name in names.items() if file.exists()}
+    held = dict(csv_files.read(out / "files.csv", STAMPS))
+    stale = {name for name, stamp in stamps.items() if held.get(name) != stamp}
 
     def heat_map(name: str) -> Path:
         path = out / "heat_maps" / name
         return path.with_name(f"{_shortened(path.name)}.png")
 
-    stale = _changed_since(out / "run.json", names)
     for name in stale:
         heat_map(name).unlink(missing_ok=True)
     table = ScoreTable(out / "scores.csv", stale)
-    os.utime(out / "run.json", ns=(begun, begun))
+    kept = [line for line in held.items() if line[0] not in stale]
+    write_atomically(out / "files.csv", csv_files.lines([STAMPS, *kept]))
     before = table.labels_of(names.values())
 
     def is_pending(name: str) -> bool:
@@ -73,45 +74,32 @@ def _score_pending(
     write_atomically(out / "unreadable.csv", csv_files.lines([UNREADABLE]))
     readings = trained.read(pictures) if pending else iter(())
     done = 0
-    with tqdm(total=len(files), initial=len(files) - len(pending), unit="picture", smoothing=0, disable=None) as bar:
+    with bar(total=len(files), initial=len(files) - len(pending), unit="picture", smoothing=0, disable=None) as shown:
         for scores, maps, _ in readings:
             batch = pending[done : done + len(scores)]
             done += len(batch)
             good = np.array([file not in pictures.faults for file in batch])
             if heat_maps:
-                for file, map_ in zip(compress(batch, good), colours(trained.statistics, maps[good])):
+                drawn = maps[good]
+                coloured = heat_colours(drawn, tops(drawn, trained.statistics.brightest))
+                for file, map_ in zip(compress(batch, good), coloured, strict=True):
                     _save_png(heat_map(names[file]), map_)
-            table.append((names[file] for file in compress(batch, good)), scores[good], trained.statistics)
+            told = [names[file] for file in compress(batch, good)]
+            csv_files.append(out / "files.csv", [(name, stamps[name]) for name in told])
+            table.append(told, scores[good], trained.statistics)
             faults = [(names[file], pictures.faults[file]) for file, kept in zip(batch, good) if not kept]
             csv_files.append(out / "unreadable.csv", faults)
             if faults and on_error == "fail":
                 raise InputError(f"{root / faults[0][0]}: {faults[0][1]}")
-            bar.update(len(batch))
+            shown.update(len(batch))
     labels = table.labels_of(names.values())
     return Counts(len(labels), len(labels) - len(before), sum(labels), len(pictures.faults))
 
 
-def colours(statistics: Statistics, maps: np.ndarray) -> np.ndarray:
-    """Heat maps [B, H, W] -> uint8 [B, H, W, 3], from black to bright (matplotlib's "magma").
-
-    Black is the mean error of the normals or less, the brightest colour BRIGHTEST times that or, where a picture has more,
-    the most that it has: a normal stays dark, and of a large error one sees where it is. BRIGHTEST times the mean lies
-    BRIGHTEST - 1 means above it. With a memory it is distances in place of errors.
-    """
-    usual = (BRIGHTEST - 1) * statistics.judge.heat_of_usual_error() or 1.0
-    top = np.maximum(maps.max(axis=(1, 2), keepdims=True), usual)
-    return np.asarray(colormaps["magma"](np.clip(maps / top, 0, 1), bytes=True))[..., :3]
-
-
-def _changed_since(stamp: Path, names: Mapping[Path, str]) -> set[str]:
-    """The names of the files that have changed since the date of `stamp`, or have come since, whatever their own date."""
-    begun = stamp.stat().st_mtime_ns
-
-    def changed(file: Path) -> int:
-        status = file.stat()
-        return max(status.st_mtime_ns, status.st_ctime_ns)
-
-    return {name for file, name in names.items() if file.exists() and changed(file) > begun}
+def _stamp(file: Path) -> str:
+    """What tells a file from another of its name, whatever the clocks of the machines say that have written them."""
+    status = file.stat()
+    return f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_size}"
 
 
 def _shortened(name: str) -> str:

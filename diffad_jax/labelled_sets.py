@@ -45,7 +45,17 @@ def to_test(trained: Trained, other: Path | None = None, training: bool = True) 
     """
     if other and not training:
         return [_other(trained, other, np.empty((0, *trained.statistics.transform.shape), np.float32))]
-    own = load_once(trained.config.data.to_json(sort_keys=True))
+    if "data" not in trained.config:
+        raise InputError(
+            "config.data: the run has none; give labelled data by --data, and --baselines= for no baselines"
+        )
+    try:
+        own = load_once(trained.config.data.to_json(sort_keys=True))
+    except InputError as error:
+        raise InputError(
+            f"{error} (these are the run's own data: where they have moved, repeat the run's experiments.train command with "
+            "their place; --data with --baselines= does without them)"
+        ) from error
     learnt = trained.trained_on(own)
     train = learnt.train
     if other:

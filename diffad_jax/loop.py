@@ -18,18 +18,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from diffad_jax.checkpoint import Checkpoints
+from diffad_jax.console import bar
 from diffad_jax.data.dataset import Rows
 from diffad_jax.data.pipeline import Batches, Pipeline, read_ahead
-from diffad_jax.errors import RunFailed
+from diffad_jax.errors import Diverged, RunFailed
 from diffad_jax.logs import Log
+from diffad_jax.noise import key_of
 from diffad_jax.sharding import Parallel, by_jit, data_mesh, make_state, own_rows
-from diffad_jax.training import Batch, Params, Training, TrainState, make_dispatch
-
-TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
-
-
-class Diverged(RunFailed):
-    """The loss or the gradient stopped being finite."""
+from diffad_jax.training import Batch, Params, Training, TrainState, TrainStep, make_dispatch
 
 
 class Stopped(Exception):
@@ -75,7 +71,7 @@ def fit(
     """
     pipeline = pipeline or Pipeline()
     num_steps, batch_size = settings.num_steps, settings.batch_size
-    key = jax.random.key(seed)
+    key = key_of(seed)
     dispatches: dict[int, Any] = {}
     place = np.arange(batch_size)[own_rows(batch_size)]
     parallel = parallel or by_jit(data_mesh(batch_size))
@@ -104,13 +100,13 @@ def fit(
         )
         with (
             Log(workdir, first) if jax.process_index() == 0 else nullcontext() as log,
-            tqdm(
+            bar(
                 total=num_steps, initial=first, desc=progress, disable=progress is None, unit="step", mininterval=0.5
-            ) as bar,
+            ) as shown,
             read_ahead(batches, pipeline) as ahead,
         ):
             stream = _reading_on(ahead, batches, signals)
-            metrics_reader = _Metrics(bar, log, checkpoints, first)
+            metrics_reader = _Metrics(shown, log, checkpoints, first)
 
             def save(with_loss: bool = True) -> None:
                 metrics_reader.read()
@@ -135,7 +131,7 @@ def fit(
                 step += count
                 logged = _crosses(step, count, settings.log_every) or step == num_steps
                 metrics_reader.pending = _Pending(step, metrics, signals.anywhere(), logged)
-                bar.update(count)
+                shown.update(count)
                 if step == num_steps or _crosses(step, count, settings.checkpoint_every):
                     save()
                 if metrics_reader.stop:
@@ -182,10 +178,10 @@ class _Metrics:
     waited: seconds since the last line in which the loop waited for data. stop: the signal that asked to stop, or 0.
     """
 
-    def __init__(self, bar: tqdm, log: Log | None, checkpoints: Checkpoints, first: int):
+    def __init__(self, shown: tqdm, log: Log | None, checkpoints: Checkpoints, first: int):
         self.pending: _Pending | None = None
         self.waited, self.stop = 0.0, 0
-        self._bar, self._log, self._checkpoints = bar, log, checkpoints
+        self._shown, self._log, self._checkpoints = shown, log, checkpoints
         self._line = first, time.perf_counter()
 
     def read(self) -> None:
@@ -196,7 +192,7 @@ class _Metrics:
         values = {name: float(value) for name, value in metrics.items()}
         self.check(step, values)
         self.stop = int(signalled)
-        self._bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+        self._shown.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
         if logged and self._log:
             now, (before, then) = time.perf_counter(), self._line
             rates = {"steps_per_second": (step - before) / (now - then), "data_wait": self.waited / (now - then)}
@@ -209,8 +205,8 @@ class _Metrics:
             found = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
             raise Diverged(
                 f"step {step}: {found}; last good checkpoint: {self._checkpoints.latest() or 'none'}. Likely causes: "
-                "learning rate too high, too little warm-up, values far outside the expected range in the training data; at the "
-                "first step also a loss of one's own"
+                "learning rate too high, too little warm-up, values far outside the expected range in the training data; at "
+                "the first step also a loss of one's own"
             )
 
 

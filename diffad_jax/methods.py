@@ -19,11 +19,11 @@ from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Rows, chunks, evenly_spaced
 from diffad_jax.data.pipeline import batch_rows
 from diffad_jax.data.transforms import Transform
-from diffad_jax.errors import InputError, check_choice
+from diffad_jax.errors import Diverged, InputError, check_choice
 from diffad_jax.evaluation import joined
-from diffad_jax.loop import Diverged
 from diffad_jax.nearness import Near
-from diffad_jax.runs import define
+from diffad_jax.noise import key_of
+from diffad_jax.plan import define
 from diffad_jax.settings import scoring_of
 from diffad_jax.training import (
     Batch,
@@ -103,7 +103,7 @@ def train(programs: Programs, transform: Transform, normals: Rows, seed: int) ->
     steps, batch = programs.settings.num_steps, programs.settings.batch_size
     drawn, places = np.unique(batch_rows(seed, len(normals), 0, steps * batch), return_inverse=True)
     rows, places = transform.apply(normals[drawn]), places.reshape(steps, batch)
-    key = jax.random.key(seed)
+    key = key_of(seed)
     params = programs.init(jax.random.key(seed, impl="rbg"))
     # Copies, because the dispatch takes the buffers of the state that it is given.
     state = jax.tree.map(jnp.copy, programs.blank._replace(params=params, ema=params))
@@ -126,14 +126,14 @@ def scorer(
     levels, compiled = partial(levels_of, programs, params, seed), programs(normals.shape[1])
     batch = jax.ShapeDtypeStruct((compiled.batch_size, normals.shape[1]), jnp.float32)
     calibration = None
-    if jax.eval_shape(compiled.levels, params, batch, jax.random.key(seed)).shape[1] > 1:
+    if jax.eval_shape(compiled.levels, params, batch, key_of(seed)).shape[1] > 1:
         calibration = calibrate(levels(transform.apply(normals[evenly_spaced(len(normals), compiled.batch_size)])))
     return partial(in_chunks, transform, partial(mean_level, calibration, levels))
 
 
 def levels_of(programs: Callable[[int], Programs], params: Params, seed: int, x: np.ndarray) -> np.ndarray:
     """The levels [L, M] of transformed rows x [M, D], by a trained network."""
-    compiled, key = programs(x.shape[1]), jax.random.key(seed)
+    compiled, key = programs(x.shape[1]), key_of(seed)
     return joined(lambda x: compiled.levels(params, jnp.asarray(x), key), x, compiled.batch_size).T
 
 

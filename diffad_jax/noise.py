@@ -33,6 +33,11 @@ def gaussian(key: Key, x: Array) -> Array:
     return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)
 
 
+def key_of(seed: int) -> Array:
+    """The key of a seed, of the one generator by which runs are repeated, whatever the environment chooses for JAX."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
 def fold_in(key: Key, number: Array | int) -> Key:
     """A new key, or batch of keys, for the step `number`; key: [] or [B]."""
     if isinstance(key, Mirrored):

@@ -1,5 +1,6 @@
 """The report of an evaluation: one HTML file that opens without a network, and its figures as PNG files beside it."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -24,7 +25,8 @@ from diffad_jax.pages import facts_html, figure_html, page, table_html
 PIXEL_METRICS = {"pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 ByMethod = dict[str, dict[str, float]]  # the fractions of `metrics` per method
 GRID_CAPTION = """From high to low score; above each picture its true class and its score.
-Noised pictures are clipped to the range of the input; the error maps share one colour scale."""
+Noised pictures are clipped to the range of the input. Each heat map has its own scale, from what is usual of normals (black)
+to the number below it."""
 MEASURES = """A score says how anomalous an item is: higher means more anomalous. The diffusion method is tinted, the best
 of each comparison bold. All measures are in percent, with anomalies as the positives; in grey stands the 95 % bootstrap
 interval over test items. Higher is better for AUROC, AUPR and F1 (as many called anomalous as there are anomalies);
@@ -109,14 +111,15 @@ def write_report(path: Path, title: str, results: Sequence[Result], config: Mapp
     facts = results[0].facts
     shared = {key: value for key, value in facts.items() if all(r.facts.get(key) == value for r in results)}
     files: dict[str, bytes] = {}
-    body = facts_html(shared) + (_overview(results, measured) if len(results) > 1 else "")
-    for result, by_method in zip(results, measured, strict=True):
-        prefix = path.stem if len(results) == 1 else f"{path.stem}-{slug(result.name)}"
+    places = _places(results)
+    body = facts_html(shared) + (_overview(results, measured, places) if len(results) > 1 else "")
+    for result, by_method, place in zip(results, measured, places, strict=True):
+        prefix = path.stem if len(results) == 1 else f"{path.stem}-{place}"
         drawn = figures.draw(result.labels, result.scores, by_method, result.threshold, result.pictures)
         images = {kind: figures.png(figure) for kind, figure in drawn.items()}
         files |= {f"{prefix}-{kind}.png": image for kind, image in images.items()}
         own = {key: value for key, value in result.facts.items() if key not in shared}
-        body += _section(result, by_method, own, images)
+        body += _section(result, by_method, own, images, place)
     html = page(
         title,
         f"""<p>{MEASURES}{PIXEL_MEASURES if any(result.pixel for result in results) else ""}</p>
@@ -133,9 +136,9 @@ def _measure(results: Sequence[Result]) -> list[ByMethod]:
     """Per setting and method the fractions of `metrics`; every InputError names the setting and the method."""
     if not results:
         raise InputError("results: found none, allowed is at least one")
-    slugs = [slug(result.name) for result in results]
-    if len(set(slugs)) < len(slugs):
-        raise InputError(f"results: found the file names {slugs}, allowed are settings with different names")
+    names = [result.name for result in results]
+    if len(set(names)) < len(names):
+        raise InputError(f"results: found the names {names}, allowed are settings with different ones")
     measured: list[ByMethod] = []
     for result in results:
         if not result.scores:
@@ -176,7 +179,18 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(line) for line in lines)
 
 
-def _section(result: Result, by_method: ByMethod, facts: Mapping[str, str | float], images: dict[str, bytes]) -> str:
+def _places(results: Sequence[Result]) -> list[str]:
+    """What the files and the section of each setting are called: its name's `slug`, with a number where others have that."""
+    found: list[str] = []
+    for own in (slug(result.name) for result in results):
+        numbered = (own if count == 1 else f"{own}-{count}" for count in itertools.count(1))
+        found.append(next(place for place in numbered if place not in found))
+    return found
+
+
+def _section(
+    result: Result, by_method: ByMethod, facts: Mapping[str, str | float], images: dict[str, bytes], place: str
+) -> str:
     rows = []
     for method, values in by_method.items():
         intervals = bootstrap_intervals(result.labels, result.scores[method], seed=0)
@@ -191,18 +205,18 @@ def _section(result: Result, by_method: ByMethod, facts: Mapping[str, str | floa
         pictures = figure_html(f"pictures: {result.name}", figures.webp(images["pictures"]), "pictures", "webp")
         grid = f"{pictures}<p>{GRID_CAPTION}{outlined}</p>"
     return f"""
-<section id="{slug(result.name)}">
+<section id="{place}">
 <h2>{escape(result.name)}</h2>
 {facts_html(facts)}{table_html("methods", ["Method", *METRICS.values()], rows)}{_at_threshold(result)}
 {_pixels("methods", pixels)}{_groups(result)}<div class="row">{charts}</div>
 {grid}</section>"""
 
 
-def _overview(results: Sequence[Result], measured: list[ByMethod]) -> str:
+def _overview(results: Sequence[Result], measured: list[ByMethod], places: Sequence[str]) -> str:
     tables = ""
     for key in ("auroc", "aupr"):
         names, methods, values = _by_setting(results, measured, key)
-        links = [f'<a href="#{slug(name)}">{escape(name)}</a>' for name in names[:-1]]
+        links = [f'<a href="#{place}">{escape(name)}</a>' for place, name in zip(places, names)]
         best = values == np.nan_to_num(values, nan=-1.0).max(axis=1, keepdims=True)
         rows = [(n, list(map(_percent, v)), list(b)) for n, v, b in zip([*links, "mean"], values, best, strict=True)]
         tables += table_html("settings", [f"{METRICS[key]} (%)", *methods], rows)

@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from diffad_jax import csv_files
+from diffad_jax.console import bar
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.errors import InputError
 from diffad_jax.files import read_json, save_json, write_atomically
@@ -51,7 +50,7 @@ class Results:
     def missing(self, keys: Sequence[Key]) -> Iterator[Key]:
         """Those of the keys that are not there, one after the other, with a progress bar over all."""
         pending = [key for key in keys if key not in self.done]
-        yield from tqdm(pending, total=len(keys), initial=len(keys) - len(pending), unit="result", smoothing=0)
+        yield from bar(pending, total=len(keys), initial=len(keys) - len(pending), unit="result", smoothing=0)
 
     def append(self, row: Row) -> None:
         """Adds one row and waits until it is on disk."""

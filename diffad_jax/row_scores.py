@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from diffad_jax import csv_files
+from diffad_jax.console import bar
 from diffad_jax.data.dataset import Chosen, Rows, nonfinite
 from diffad_jax.data.row_files import unlabelled
 from diffad_jax.detector import Trained
@@ -64,7 +64,7 @@ def reason_lines(
     be changed, alone, for the row to score so much less (`reasons`).
     """
     names, lines = trained.statistics.columns or range(rows.shape[1]), []
-    for start in tqdm(range(0, len(rows), AT_ONCE), desc="reasons", unit=f"{AT_ONCE} rows", disable=None):
+    for start in bar(range(0, len(rows), AT_ONCE), desc="reasons", unit=f"{AT_ONCE} rows", disable=None):
         some = slice(start, start + AT_ONCE)
         found = trained.reasons(rows[some])
         for number, row, own, after, usual in zip(numbers[some], rows[some], scores[some], *found, strict=True):

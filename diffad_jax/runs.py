@@ -1,6 +1,5 @@
 """A run: one config, one training set, one work directory. The story of training; `detector` uses what it leaves."""
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,93 +13,29 @@ from absl import logging
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffad_jax import compiler, distributed, samplers
-from diffad_jax.assembly import System, assemble
-from diffad_jax.build import call, within
-from diffad_jax.calibration import COMBINATIONS
+from diffad_jax import compiler, distributed
 from diffad_jax.checkpoint import steps_in
+from diffad_jax.console import say
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Chosen, Dataset, Rows, evenly_spaced, fingerprint
 from diffad_jax.data.transforms import Transform
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import MEMORY, Judge, batch_reader, fit_judge, joined
 from diffad_jax.files import folder
-from diffad_jax.loop import TrainStep, fit
-from diffad_jax.memory import check_enough, local_statistics
+from diffad_jax.loop import fit
+from diffad_jax.memory import check_enough
 from diffad_jax.metrics import threshold
-from diffad_jax.noise import keys_for
-from diffad_jax.process import check_process
-from diffad_jax.ranges import check_ranges, check_sections
+from diffad_jax.noise import key_of, keys_for
+from diffad_jax.plan import Plan, check, define
+from diffad_jax.ranges import check_sections
 from diffad_jax.reasons import usual_values
-from diffad_jax.settings import Scoring, fsdp_of, parallel_of, pipeline_of, scoring_of, training_of
-from diffad_jax.sharding import LARGE, Parallel, data_mesh, mean_over_devices, on, own_rows, split
+from diffad_jax.settings import Scoring, fsdp_of, parallel_of, pipeline_of, scoring_of
+from diffad_jax.sharding import LARGE, Parallel, data_mesh, on, own_rows, split
 from diffad_jax.statistics import Statistics
-from diffad_jax.training import Loss, Params, Training, TrainState, init_state, make_optimizer, make_train_step
-from diffad_jax.workdir import alone, as_json, flatten, save_config, save_data
+from diffad_jax.training import Loss, Params, TrainState
+from diffad_jax.workdir import alone, as_json, flatten, save_config, save_data, save_place
 
 FEW = 19  # normals: of fewer none has the rank of 95 %, see `metrics.threshold`
-
-
-class Plan(NamedTuple):
-    """What a config makes of data of one shape. init: pure, makes the state before the first step."""
-
-    system: System
-    init: Callable[[], TrainState]
-    step: TrainStep
-    settings: Training
-
-
-def define(config: ConfigDict, shape: tuple[int, ...]) -> Plan:
-    """The plan of a config; raises InputError, naming the key, on what a config may not hold."""
-    check_sections(config)
-    check_ranges(config)
-    system = assemble(config, shape)
-    training = training_of(config)
-    optimizer = call("optimizer", make_optimizer, config.optimizer, num_steps=training.num_steps)
-
-    drawn = jax.jit(lambda key: init_state(system.init(key), optimizer))
-
-    def init() -> TrainState:
-        # The default generator takes three times as long to compile for a network's many small draws.
-        return drawn(jax.random.key(config.seed, impl="rbg"))
-
-    mean = {"mean_over_devices": mean_over_devices} if config.get("parallel") == "pmap" else {}
-    step = make_train_step(system.loss, optimizer, training.batch_size, training.ema_decay, training.accumulate, **mean)
-    return Plan(system, init, step, training)
-
-
-def check(system: System, params: Params, shape: tuple[int, ...], combination: str) -> None:
-    """Traces loss, score and sampler without computing, so that what they refuse is refused before anything is written.
-
-    Raises InputError also where loss or maps have another shape than one value, or map, a datum, which broadcasting would
-    hide.
-    """
-    logarithmic = [*(name for name, one in COMBINATIONS.items() if one.logarithmic), MEMORY]
-    if system.score.signed and combination in logarithmic:
-        raise InputError(
-            f"config.scoring.combination: found {combination!r}, which takes logarithms; this score may be negative, and "
-            f"allowed with it are {', '.join(name for name in COMBINATIONS if name not in logarithmic)}"
-        )
-    check_process(system.process)
-
-    def trace(params: Params, key: Array) -> tuple[Array, Array, Array]:
-        x, denoise = jnp.zeros((2, *system.shape)), system.denoise(params)
-        with within("config.model"):
-            denoise(x, jnp.ones(2))
-        with within("config.score"):
-            maps = system.score.maps(denoise, jnp.zeros((2, *shape)), key)
-            if maps.ndim < 2 or maps.shape[1] != 2:
-                raise InputError(f"its maps of 2 data have the shape {maps.shape}, needed is (levels, 2, ...)")
-            if combination == MEMORY:
-                maps = local_statistics(maps)
-        with within("config.loss"):
-            loss = system.loss(params, x, jnp.zeros(2), jax.random.split(key))
-            if loss.shape != (2,):
-                raise InputError(f"its values for 2 data have the shape {loss.shape}, needed is (2,)")
-        with within("config.sampler"):
-            return loss, maps, samplers.sample(system.sampler, denoise, x, samplers.uniform(1), key)
-
-    jax.eval_shape(trace, params, jax.random.key(0))
 
 
 class Parts(NamedTuple):
@@ -122,7 +57,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
     workdir, writes = Path(workdir), jax.process_index() == 0
     with distributed.together():
         told = fingerprint(dataset.train)
-    distributed.check_alike({**flatten(as_json(config)), "its training rows": told})
+    distributed.check_alike({**flatten(as_json(config)), "its training rows": told, **distributed.arithmetic()})
     with distributed.together():
         finished = writes and _finished(config, dataset, workdir)
     if distributed.exchange("finished" if finished else "")[0]:
@@ -152,8 +87,9 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
                     for name in ("data.json", "statistics.npz"):  # Nothing of these data was learnt yet.
                         (workdir / name).unlink(missing_ok=True)
                 save_data(workdir, dataset, told)
+                save_place(workdir, config)
         if progress and writes and len(suspects):
-            print(f"{dataset.name}: {len(suspects)} rows that may be no normals are left out", file=sys.stderr)
+            say(f"{dataset.name}: {len(suspects)} rows that may be no normals are left out")
         rows = transform.view(normals)
         fitted = fit(
             plan.step,
@@ -169,15 +105,14 @@ def train(config: ConfigDict, dataset: Dataset, workdir: str | Path, progress: b
                 _middle(rows[parts.held_out], plan.system.shape),
                 config.seed,
                 plan.settings.batch_size,
+                fsdp_of(config),
             )
             if len(parts.held_out)
             else None,
             progress=dataset.name if progress and writes else None,
         )
         if progress and writes:
-            print(
-                f"{dataset.name}: scoring {len(parts.calibrating)} normals, by which others are judged", file=sys.stderr
-            )
+            say(f"{dataset.name}: scoring {len(parts.calibrating)} normals, by which others are judged")
         judged = _judge(plan, fitted.state.ema, rows, suspects, parts.calibrating, scoring, config.seed, transform)
         counts = {"n_train": len(parts.learnt), "n_held_out": len(parts.held_out)}
         facts = {**counts, "seconds_train": fitted.seconds, "step": int(fitted.state.step)}
@@ -211,23 +146,24 @@ def _finished(config: ConfigDict, dataset: Dataset, workdir: Path) -> bool:
         if (workdir / "statistics.npz").exists() and steps:
             statistics = Statistics.load(workdir)
             statistics.check_trained_on(dataset, str(workdir))
+            save_place(workdir, config)
             return int(statistics.facts["step"]) in steps
     elif steps:
         raise InputError(f"{workdir}: holds checkpoints but no config.json to tell of what; choose another workdir")
     return False
 
 
-def make_validate(loss: Loss, x_0: np.ndarray, seed: int, batch_size: int) -> Callable[[Params], Array]:
+def make_validate(loss: Loss, x_0: np.ndarray, seed: int, batch_size: int, fsdp: int = 1) -> Callable[[Params], Array]:
     """Parameters -> mean loss on the rows x_0 [N, ...], with the same noise each time.
 
     The rows are taken round and round until they fill whole batches; u_i = i phi mod 1 spreads the noise levels evenly over
-    them in any order.
+    them in any order. fsdp: config.mesh.fsdp, so that the devices are those which hold the parameters.
     """
     count = -(-len(x_0) // batch_size)
     place = np.arange(count * batch_size)
     u = np.asarray(place * (5**0.5 - 1) / 2 % 1, np.float32)
-    key = jax.random.fold_in(jax.random.key(seed), len(x_0))
-    mesh = data_mesh(batch_size)
+    key = jax.random.fold_in(key_of(seed), len(x_0))
+    mesh = data_mesh(batch_size, fsdp)
     compiled = compiler.jit(on(mesh, lambda params, x, u, place: loss(params, x, u, keys_for(key, place)).mean()))
 
     def validate(params: Params) -> Array:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffad_jax import csv_files
 from diffad_jax.detector import Trained
@@ -86,8 +87,9 @@ def scores_in(out: Path, trained: Trained, root: Path) -> Iterator[None]:
     root = root.resolve()
     if root.is_dir() and out.resolve().is_relative_to(root):
         raise InputError(f"{out}: lies in the folder of pictures {root}, choose another directory of scores")
-    # The scores of its normals tell a run from another of the same config.
-    run = trained.config.to_json_best_effort(sort_keys=True).encode() + trained.statistics.normal_scores.tobytes()
+    # The scores of its normals tell a run from another of the same config; where its data lie may have changed.
+    told = {key: value for key, value in trained.config.items() if key != "data"}
+    run = ConfigDict(told).to_json_best_effort(sort_keys=True).encode() + trained.statistics.normal_scores.tobytes()
     identity = {"input": str(root), "sha256": hashlib.sha256(run).hexdigest()[:16]}
     with held(out / "run.json", identity, "scores", "directory of scores"):
         yield

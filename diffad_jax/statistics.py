@@ -13,10 +13,12 @@ from diffad_jax.calibration import Calibration
 from diffad_jax.data.dataset import Dataset, fingerprint
 from diffad_jax.data.npz import read_arrays
 from diffad_jax.data.transforms import Transform
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, first_line
 from diffad_jax.files import save_npz
 from diffad_jax.memory import Memory
 from diffad_jax.nearness import NOT_ASKED, Near
+
+BRIGHTEST = 5  # times the usual error
 
 
 def check_finished(workdir: Path) -> None:
@@ -47,6 +49,14 @@ class Statistics:
     rows: str
     usual: np.ndarray
     columns: tuple[str, ...] = ()
+
+    @property
+    def brightest(self) -> float:
+        """What is drawn brightest in a heat map that has no more: BRIGHTEST times the usual error, BRIGHTEST - 1 above it.
+
+        With a memory it is distances in place of errors.
+        """
+        return (BRIGHTEST - 1) * self.judge.heat_of_usual_error() or 1.0
 
     def arranged(self, rows: np.ndarray, columns: Sequence[str], source: str) -> np.ndarray:
         """The rows [N, D] with their columns, if they are named, in the order in which they were learnt.
@@ -107,17 +117,20 @@ class Statistics:
                 raise useless(f"of another version (it has {key})")
             if name:
                 groups[group][name] = stored[key]
-        facts = {key: float(value) for key, value in groups["facts"].items()}
         try:
+            facts = {key: float(value) for key, value in groups["facts"].items()}
             transform = Transform.from_arrays(groups["transform"])
-        except InputError as error:
+        except (TypeError, ValueError) as error:
             raise useless(f"is damaged or of an earlier version ({error})") from error
 
         def built(kind: Any, arrays: Mapping[str, Any]) -> Any:
             if set(kind._fields) != arrays.keys():
                 found, needed = ", ".join(arrays), ", ".join(kind._fields)
                 raise useless(f"is damaged or of an earlier version (it has {found} of {needed})")
-            return kind(**jax.tree.map(jnp.asarray, arrays))
+            try:
+                return kind(**jax.tree.map(jnp.asarray, arrays))
+            except TypeError as error:
+                raise useless(f"is damaged ({first_line(error)})") from error
 
         judge = groups["calibration"]
         return cls(

@@ -33,6 +33,10 @@ class Batch(NamedTuple):
     place: Array
 
 
+TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
+"""(state, batch, key) -> (state, metrics): what `make_train_step` makes."""
+
+
 class Training(NamedTuple):
     """config.training: how long, in what portions, and what is averaged.
 
@@ -106,7 +110,7 @@ def make_train_step(
     ema_decay: float = 0.999,
     accumulate: int = 1,
     mean_over_devices: Callable[[Any], Any] = lambda x: x,
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
+) -> TrainStep:
     """The pure step (state, batch, key) -> (state, metrics).
 
     Noise comes from key folded with the step and each example's global index, so the split of a batch over devices or
@@ -147,7 +151,7 @@ def make_train_step(
 
 
 def make_dispatch(
-    train_step: Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]],
+    train_step: TrainStep,
     steps: int,
     compile: Callable[[Callable[..., Any]], Any] | None = None,
 ) -> Any:

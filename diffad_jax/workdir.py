@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 try:
@@ -36,7 +37,10 @@ def flatten(tree: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
 
 
 # A run may go on with other numbers of devices, split otherwise, which changes its results by rounding, and dropout's masks.
+# Its data may have another place: data.json tells what they are.
 LAYOUT = (
+    "config.data.path",
+    "config.data.data_dir",
     "config.mesh.",
     "config.parallel",
     "config.pipeline.workers",
@@ -61,6 +65,13 @@ def save_config(workdir: Path, config: ConfigDict) -> None:
     claim(workdir / "config.json", as_json(config), "config", "work directory", _identity)
 
 
+def save_place(workdir: Path, config: ConfigDict) -> None:
+    """Notes in config.json where the data lie now: to be called when they are known to be those that the run has learnt."""
+    held, data = read_json(workdir / "config.json"), as_json(config).get("data")
+    if held.get("data") != data:
+        save_json(workdir / "config.json", {**held, "data": data})
+
+
 def _identity(flat: Mapping[str, Any]) -> dict[str, Any]:
     """What of a flat config tells one run from another."""
     return {key: value for key, value in {**DEFAULTS, **flat}.items() if not key.startswith(LAYOUT)}
@@ -69,9 +80,12 @@ def _identity(flat: Mapping[str, Any]) -> dict[str, Any]:
 def save_data(workdir: Path, dataset: Dataset, rows: str) -> None:
     """Writes data.json, what tells the rows that are learnt, and refuses a directory whose run began on others.
 
+    One that began without JAX's switch for float64 does not go on with it, nor the other way round.
     rows: the `fingerprint` of dataset.train.
     """
     told = {"name": dataset.name, "columns": list(dataset.columns), "rows": rows}
+    if jax.config.read("jax_enable_x64"):
+        told["computed in"] = "float64"
     claim(workdir / "data.json", told, "data", "work directory")
 
 
@@ -84,7 +98,7 @@ def claim(
 ) -> None:
     """Writes `value`, called `name` in errors, as the JSON that tells whose the directory of `path` is.
 
-    One that says so already is left alone, with its date. identity: what of the flat value counts; a number equals the word
+    One that says so already is left alone. identity: what of the flat value counts; a number equals the word
     that shows it, as classes may be given either way.
     Raises InputError where another value holds it, naming the differing keys, and where it cannot be a `directory`.
     """

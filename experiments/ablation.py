@@ -14,11 +14,11 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from configs import adbench as base
 from diffad_jax import csv_files, methods
 from diffad_jax.assembly import SAMPLERS
+from diffad_jax.console import bar
 from diffad_jax.data import transforms
 from diffad_jax.data.adbench import adbench
 from diffad_jax.data.dataset import evenly_spaced
@@ -106,7 +106,7 @@ def main(_: list[str]) -> None:
     names, out = cli.chosen_rows(DATA_DIR.value, ROWS.value), Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     spaced = [names[i] for i in evenly_spaced(len(names), 5)]
-    lines = [line for name in tqdm(names if ROWS.value else spaced, unit="set") for line in aurocs(name, ablations)]
+    lines = [line for name in bar(names if ROWS.value else spaced, unit="set") for line in aurocs(name, ablations)]
     write_atomically(out / "ablation.csv", csv_files.lines([("ablation", "value", "dataset", "auroc"), *lines]))
     for only in ablations:
         write_atomically(out / f"{only}.png", png(drawn(only, [line for line in lines if line[0] == only])))

@@ -38,7 +38,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import benchmark as networks
-from diffad_jax import compiler, runs
+from diffad_jax import compiler, plan
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import Rows
 from diffad_jax.data.pictures import PictureFiles
@@ -103,7 +103,7 @@ def measure(config: ConfigDict, shape: tuple[int, ...], name: str) -> dict[str, 
 
     name: of its trace, where one is asked for.
     """
-    system, init, step, training = runs.define(config, shape)
+    system, init, step, training = plan.define(config, shape)
     batch_size, count = training.batch_size, training.steps_per_dispatch
     parallel = parallel_of(config, training)
     state, key = make_state(init, parallel), jax.random.key(0)

@@ -23,6 +23,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from diffad_jax import distributed
+from diffad_jax.console import say
 from diffad_jax.data.adbench import adbench_names
 from diffad_jax.errors import InputError, RunFailed, check_choice, first_line, out_of_memory, suggestion
 from diffad_jax.loop import Stopped
@@ -96,16 +97,17 @@ def run(main: Callable[[list[str]], None]) -> None:
                     "this command is one process, and the environment (JAX_NUM_PROCESSES, SLURM_*) tells of several: start "
                     "it once, without them (env -u JAX_NUM_PROCESSES ...)"
                 )
+            _check_platforms()
             main(argv)
         except InputError as error:
             _fail(str(error))
         except RunFailed as error:
             _fail(str(error), code=1)
         except Stopped as stopped:
-            print(stopped, file=sys.stderr)
+            say(stopped)
             sys.exit(stopped.exit_code)
         except KeyboardInterrupt:
-            print("stopped by SIGINT", file=sys.stderr)
+            say("stopped by SIGINT")
             _leave(130)
         except Exception as error:
             if distributed.of_another(error):
@@ -165,6 +167,17 @@ def check_file(flag: str, path: str | None) -> None:
         raise InputError(f"--{flag}: found {path}, allowed is a file in a folder that can be written to")
 
 
+def _check_platforms() -> None:
+    """Raises InputError where the environment names platforms of which JAX has none: it says so by an AssertionError."""
+    if wanted := os.environ.get("JAX_PLATFORMS"):
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(
+                f"JAX_PLATFORMS: found {wanted!r}, of which JAX finds none here ({first_line(error)})"
+            ) from error
+
+
 def _with_config(argv: list[str], flag: str, default: str | None) -> list[str]:
     """The arguments, the first of them the default config file where a config flag is not given.
 
@@ -222,7 +235,7 @@ def _tell_unless_late(unraisable: Any) -> None:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    say(f"error: {message}")
     # What else was being written fails as well, and asyncio would tell of each in many lines.
     getLogger("asyncio").disabled = True
     warnings.simplefilter("ignore", RuntimeWarning)

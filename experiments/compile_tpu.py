@@ -21,7 +21,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from diffad_jax import runs, sharding
+from diffad_jax import plan, sharding
 from diffad_jax.assembly import MODELS
 from diffad_jax.errors import InputError, RunFailed, check_choice, first_line
 from diffad_jax.settings import fsdp_of
@@ -88,7 +88,7 @@ def compile_step(config: ConfigDict, shape: tuple[int, ...], devices: list[jax.D
     """
     if (parallel := config.get("parallel", "jit")) != "jit":
         raise InputError(f"config.parallel: found {parallel!r}, allowed without the chips is 'jit'")
-    system, init, step, training = runs.define(config, shape)
+    system, init, step, training = plan.define(config, shape)
     mesh = sharding.data_mesh(training.batch_size, fsdp_of(config), devices)
     if mesh.size < len(devices):
         raise InputError(

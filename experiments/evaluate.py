@@ -9,7 +9,6 @@ results then go to metrics_<name of PATH>.json and report_<name of PATH>.html.
 
 import math
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from diffad_jax import baselines, detector, workdir
+from diffad_jax.console import say
 from diffad_jax.data.dataset import Dataset, fingerprint
 from diffad_jax.distributed import check_alike, together
 from diffad_jax.errors import InputError
@@ -56,7 +56,7 @@ def evaluate_run(directory: Path) -> list[Result]:
         baselines.check_width(BASELINES.value, math.prod(trained.statistics.transform.shape))
     check_alike({f"{directory}, {dataset.name}": fingerprint(dataset.test) for dataset in datasets})
     if jax.process_index() == 0:
-        print(f"{directory}: scoring {sum(len(dataset.test) for dataset in datasets)} test data", file=sys.stderr)
+        say(f"{directory}: scoring {sum(len(dataset.test) for dataset in datasets)} test data")
     try:
         measured, seconds = measure(trained, datasets)
     except InputError as error:

@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import imagenet64_unet, imagenet224_dit
-from diffad_jax import results_file, runs, scalability
+from diffad_jax import plan, results_file, scalability
 from diffad_jax.data.folders import picture_folder
 from diffad_jax.data.loading import load
 from diffad_jax.errors import InputError
@@ -101,7 +101,7 @@ def main(_: list[str]) -> None:
         # What cannot be, or was made with other settings, is refused before hours are spent.
         if key.method in NETWORKS:
             size = scalability.resolution(key.dataset)
-            runs.define(config_of(key), (size, size, 3))
+            plan.define(config_of(key), (size, size, 3))
             if (workdir_of(key) / "config.json").exists():
                 save_config(workdir_of(key), config_of(key))
     data_dir = Path(DATA_DIR.value)

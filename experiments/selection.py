@@ -18,9 +18,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from diffad_jax import csv_files, nearness
+from diffad_jax.console import bar
 from diffad_jax.data import transforms
 from diffad_jax.data.adbench import adbench
 from diffad_jax.data.dataset import Dataset
@@ -145,7 +145,7 @@ class Selection:
     def best(self, candidates: Sequence[Settings], name: str) -> Settings:
         """The candidate of the highest criterion, the first of equals."""
         new = [settings for settings in candidates if settings not in self.measured]
-        found = [separations(one, new) for one in tqdm(self.problems, desc=name, unit="set", disable=not new)]
+        found = [separations(one, new) for one in bar(self.problems, desc=name, unit="set", disable=not new)]
         self.measured |= {settings: [kinds[i] for kinds in found] for i, settings in enumerate(new)}
         return max(candidates, key=self.criterion)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -29,7 +31,7 @@ from diffad_jax import detector, runs
 from diffad_jax.calibration import Calibration
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.digits import digits
-from diffad_jax.errors import InputError
+from diffad_jax.errors import InputError, RunFailed
 from diffad_jax.evaluation import make_levels
 from diffad_jax.statistics import Statistics
 
@@ -170,6 +172,40 @@ def test_other_data_are_scored_with_the_statistics_of_the_run(
     assert "metrics_other.json" in evaluated.out and "report_other.html" in evaluated.out
     assert json.loads((workdir / "metrics.json").read_text()) == own
     assert (workdir / "report.html").read_bytes() == report
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a disk that is always full, is Linux's")
+def test_nobody_needs_to_read_what_a_run_says(tiny: str, tmp_path: Path) -> None:
+    run = [
+        sys.executable,
+        "-m",
+        "experiments.train",
+        tiny,
+        f"--workdir={tmp_path / 'run'}",
+        "--config.training.num_steps=5",
+    ]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(run, cwd=ROOT, stderr=full, stdout=subprocess.DEVNULL).returncode == 0
+        assert subprocess.run([*run, "--config.training.num_step=6"], cwd=ROOT, stderr=full).returncode == 2
+    assert (tmp_path / "run" / "statistics.npz").exists()
+
+
+def test_platforms_that_are_not_there_are_told(tiny: str, tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "experiments.train", tiny, f"--workdir={tmp_path / 'run'}"]
+    without = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cuda"})
+    if without.returncode == 0:
+        pytest.skip("there is a GPU here")
+    assert without.returncode == 2 and without.stderr.startswith("error: JAX_PLATFORMS: found 'cuda', of which"), (
+        without
+    )
+    assert without.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "kind", "code"), [(errno.ENOSPC, RunFailed, 1), (errno.EACCES, InputError, 2)])
+def test_a_full_disk_is_no_bad_input(tmp_path: Path, number: int, kind: type[Exception], code: int) -> None:
+    denied = OSError(number, os.strerror(number))
+    with mock.patch.object(Path, "mkdir", side_effect=denied), pytest.raises(kind, match=os.strerror(number)):
+        runs.train(get_config(), digits(0), tmp_path / "run", progress=False)
 
 
 def test_a_folder_of_sets_gives_a_run_each_and_their_mean(tmp_path: Path) -> None:

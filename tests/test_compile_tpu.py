@@ -15,7 +15,7 @@ import pytest
 import tiny
 from processes import command, with_devices
 
-from diffad_jax import runs, settings, sharding
+from diffad_jax import plan, settings, sharding
 from diffad_jax.errors import InputError
 from diffad_jax.training import Batch, make_dispatch
 from experiments import hlo
@@ -148,7 +148,7 @@ def communication() -> tuple[float, dict[str, Any]]:
     config.mesh = {"fsdp": 8}
     config.model = {"name": "DiT", "width": 64, "depth": 3, "num_heads": 2, "patch_size": 2}
     config.training.batch_size = 512
-    _, init, step, training = runs.define(config, (8, 8, 1))
+    _, init, step, training = plan.define(config, (8, 8, 1))
     parallel = settings.parallel_of(config, training)
     state = parallel.put_state(init())
     rows = np.zeros((1, 512, 8, 8, 1), np.float32)
@@ -260,7 +260,7 @@ def test_the_tpu_compiler(batch_size: int, code: int) -> None:
         f"--config.training.batch_size={batch_size}",
     )
     arguments = [os.environ["TPU_PYTHON"], "-m", "experiments.compile_tpu", *small]
-    root = Path(runs.__file__).parents[1]
+    root = Path(plan.__file__).parents[1]
     ended = subprocess.run(
         arguments, capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
     )

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from configs import _pictures, benchmark, digits
-from diffad_jax import runs, settings
+from diffad_jax import plan, settings
 from diffad_jax.data.loading import load
 from diffad_jax.errors import InputError
 
@@ -26,10 +26,10 @@ NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
 def test_a_config_is_taken(name: str) -> None:
     config = importlib.import_module(f"configs.{name}").get_config()
     shape = SHAPES.get(name) or (config.data.size, config.data.size, 3)
-    system, init, _, training = runs.define(config, shape)
+    system, init, _, training = plan.define(config, shape)
     settings.parallel_of(config, training)
     settings.pipeline_of(config, shape)
-    runs.check(system, jax.eval_shape(init).params, shape, settings.scoring_of(config).combination)
+    plan.check(system, jax.eval_shape(init).params, shape, settings.scoring_of(config).combination)
 
 
 def test_digits_may_miss_several_classes() -> None:
@@ -41,8 +41,8 @@ def test_digits_may_miss_several_classes() -> None:
 @pytest.mark.parametrize("name", benchmark.MODELS)
 def test_a_network_of_the_benchmark_is_taken(name: str) -> None:
     config, shape = benchmark.get_config(name), benchmark.SHAPES[name]
-    system, init, *_ = runs.define(config, shape)
-    runs.check(system, jax.eval_shape(init).params, shape, config.scoring.get("combination", ""))
+    system, init, *_ = plan.define(config, shape)
+    plan.check(system, jax.eval_shape(init).params, shape, config.scoring.get("combination", ""))
 
 
 def test_pictures_of_classes_are_compared_in_colours_and_either_side_may_be_named() -> None:

@@ -13,16 +13,16 @@ ROOT = Path(diffad_jax.__file__).parent
 DESIGN = ROOT.parent / "docs" / "design.md"
 
 
-def rooms() -> list[str]:
-    """The modules in the order of docs/design.md, whose list of rooms this is the test of."""
+def modules() -> list[str]:
+    """The modules in the order of docs/design.md, whose list of modules this is the test of."""
     cells = [line.split("|")[1] for line in DESIGN.read_text().splitlines() if line.startswith("| `")]
     names = [name.removesuffix(".py").removesuffix("/") for cell in cells for name in re.findall("`(.+?)`", cell)]
     return names[: names.index("experiments")]
 
 
-RANK = {module: rank for rank, module in enumerate(rooms())}
+RANK = {module: rank for rank, module in enumerate(modules())}
 MODULES = [module for module in RANK if module != "configs"]
-MATHEMATICS = rooms()[RANK["process"] : RANK["memory"] + 1]
+MATHEMATICS = modules()[RANK["process"] : RANK["memory"] + 1]
 
 
 def files(module: str) -> list[Path]:

@@ -30,12 +30,12 @@ from diffad_jax import checkpoint, loop, sharding
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.data.dataset import Rows
 from diffad_jax.data.pipeline import Batches, Pipeline, batch_rows
-from diffad_jax.errors import InputError, RunFailed
+from diffad_jax.errors import Diverged, InputError, RunFailed
 from diffad_jax.logs import Log
-from diffad_jax.loop import Diverged, Fitted, Stopped, TrainStep, _Signals, fit
-from diffad_jax.noise import gaussian
+from diffad_jax.loop import Fitted, Stopped, _Signals, fit
+from diffad_jax.noise import gaussian, key_of
 from diffad_jax.sharding import by_jit, by_pmap, data_mesh, mean_over_devices
-from diffad_jax.training import Batch, Params, Training, TrainState, init_state, make_train_step
+from diffad_jax.training import Batch, Params, Training, TrainState, TrainStep, init_state, make_train_step
 
 B, D = 8, 4
 DATA = np.random.default_rng(0).normal(size=(30, D)).astype(np.float32)
@@ -256,6 +256,45 @@ def test_a_checkpoint_that_memory_does_not_suffice_for_is_no_damaged_one(
     monkeypatch.undo()
     assert saved(tmp_path) == {20, 30}
     assert_same(run(tmp_path, 30), unbroken[1])
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), ValueError("PERMISSION_DENIED: Error opening file [x]")]
+)
+def test_a_checkpoint_that_may_not_be_read_is_no_damaged_one(
+    tmp_path: Path, unbroken: tuple[Path, TrainState], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    shutil.copytree(unbroken[0], tmp_path, dirs_exist_ok=True)
+    for method in ("item_metadata", "restore"):
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(RunFailed, match="checkpoints/30: this user may not read it"),
+        ):
+            patch.setattr(ocp.CheckpointManager, method, mock.Mock(side_effect=error))
+            run(tmp_path, 40)
+    assert saved(tmp_path) == {20, 30}
+
+
+def test_what_is_being_saved_is_left_alone_by_who_reads(tmp_path: Path, unbroken: tuple[Path, TrainState]) -> None:
+    shutil.copytree(unbroken[0], tmp_path, dirs_exist_ok=True)
+    half = tmp_path / "checkpoints" / "40.orbax-checkpoint-tmp" / "metrics" / "metrics"
+    half.parent.mkdir(parents=True)
+    half.write_text('{"lo')
+    filters = list(logging.getLogger("absl").filters)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.restore(start()) is not None
+    assert half.read_text() == '{"lo' and logging.getLogger("absl").filters == filters
+
+
+def test_a_directory_that_orbax_cannot_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no UTF-8, which Orbax asks for"):
+        Checkpoints(tmp_path / os.fsdecode(b"b\xff"))
+
+
+def test_the_keys_of_a_run_are_of_one_generator_whatever_the_environment_chooses() -> None:
+    with jax.default_prng_impl("rbg"):
+        found = key_of(3)
+    assert found == jax.random.key(3)
 
 
 def test_when_no_checkpoint_can_be_read_nothing_is_overwritten(

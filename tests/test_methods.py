@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from diffad_jax import defaults, methods, nearness
-from diffad_jax.errors import InputError
-from diffad_jax.loop import Diverged
+from diffad_jax.errors import Diverged, InputError
 from diffad_jax.methods import METHODS, detect
 from diffad_jax.metrics import metrics
 

@@ -24,7 +24,7 @@ from processes import CONTEXT, start
 from diffad_jax import distributed
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.detector import load
-from diffad_jax.errors import InputError, out_of_memory
+from diffad_jax.errors import InputError, RunFailed, out_of_memory
 from experiments import cli
 
 CONFIG = """
@@ -190,8 +190,8 @@ def agreeing(folder: Path, port: int, number: int) -> None:
     def note(name: str, function: Callable[[], object]) -> None:
         try:
             heard[name] = function()
-        except InputError as error:
-            heard[name] = str(error)
+        except (InputError, RunFailed) as error:
+            heard[name] = ("failed: " if isinstance(error, RunFailed) else "") + str(error)
 
     def refuse_in_process_1() -> None:
         with distributed.together():
@@ -239,7 +239,9 @@ def test_what_one_process_refuses_all_refuse(tmp_path: Path) -> None:
     assert (first["together"], second["together"]) == ("process 1: rows.npz: gone", "rows.npz: gone")
     assert first["not shared"] == f"process 1: {second['not shared']}" and "own 1: is not" in second["not shared"]
     assert first["checkpoints"].startswith("process 1 differs from process 0 in the checkpoints of ")
-    assert "No space left on device" in first["full"] and "No space left on device" in second["full"]
+    # A full disk is no bad input, in none of them.
+    assert second["full"].startswith("failed: ") and "No space left on device" in second["full"]
+    assert first["full"] == f"failed: process 1: {second['full'].removeprefix('failed: ')}"
 
 
 @pytest.mark.slow
@@ -428,6 +430,7 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on(
         ({"coordinator": "host:a", "num_processes": 2, "process_id": 0}, "allowed is HOST:PORT"),
         ({"coordinator": "host:65536", "num_processes": 2, "process_id": 0}, "allowed is HOST:PORT"),
         ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "--process_id: found 2, allowed are 0 to 1"),
+        ({"coordinator": "host:1", "num_processes": 0, "process_id": 0}, "--num_processes: found 0, allowed are whole"),
     ],
 )
 def test_processes_that_cannot_be_joined_are_refused(arguments: dict[str, str | int], words: str) -> None:
@@ -438,6 +441,22 @@ def test_processes_that_cannot_be_joined_are_refused(arguments: dict[str, str | 
 def test_a_file_that_may_not_be_read_is_bad_input() -> None:
     with pytest.raises(InputError, match="^rows.npz: Permission denied$"), distributed.together():
         raise PermissionError(13, "Permission denied", "rows.npz")
+
+
+def test_processes_that_cannot_meet_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = mock.Mock(side_effect=jax.errors.JaxRuntimeError("UNKNOWN: Failed to start RPC server\nmore"))
+    monkeypatch.setattr(jax.distributed, "initialize", failing)
+    with pytest.raises(RunFailed, match=r"cannot meet \(UNKNOWN: Failed to start RPC server\)$"):
+        distributed.join(f"127.0.0.1:{free_port()}", 2, 1)
+
+
+def test_processes_that_compute_otherwise_are_told_apart() -> None:
+    alike = distributed.arithmetic()
+    assert alike == distributed.arithmetic() and alike["JAX"] == jax.__version__
+    with jax.enable_x64(True):
+        assert distributed.arithmetic() != alike
+    with jax.threefry_partitionable(False):
+        assert distributed.arithmetic() != alike
 
 
 def test_a_port_that_another_program_holds_is_refused() -> None:
@@ -457,8 +476,15 @@ def test_the_environment_names_the_others(monkeypatch: pytest.MonkeyPatch) -> No
     distributed.join()
     assert calls == []
     monkeypatch.setenv("SLURM_NTASKS", "2")
+    with pytest.raises(InputError, match="SLURM_NTASKS: found 2, but SLURM_JOB_ID, SLURM_PROCID, .* are not set"):
+        distributed.join()
+    for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID"):
+        monkeypatch.setenv(name, "0")
     distributed.join()
     assert calls == [()] and distributed.named_by_environment()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2x")
+    with pytest.raises(InputError, match="SLURM_STEP_NUM_TASKS: found '2x'"):
+        distributed.join()
     # A shell in an allocation of two tasks, which is a step of one.
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     distributed.join()

@@ -15,7 +15,7 @@ import tiny
 from absl import logging
 from ml_collections import ConfigDict
 
-from diffad_jax import assembly, runs, workdir
+from diffad_jax import assembly, plan, runs, workdir
 from diffad_jax.calibration import COMBINATIONS, calibrate
 from diffad_jax.data import transforms
 from diffad_jax.data.dataset import one_class_split
@@ -143,7 +143,7 @@ def test_the_page_of_settings_is_what_the_program_takes() -> None:
 
 def refused(system: assembly.System, combination: str = "standardised_mean") -> None:
     params = jax.eval_shape(system.init, jax.random.key(0))
-    runs.check(system, params, system.shape, combination)
+    plan.check(system, params, system.shape, combination)
 
 
 def test_what_takes_logarithms_is_refused_with_a_score_that_may_be_negative() -> None:

@@ -136,6 +136,20 @@ def test_maps_below_those_of_the_normals_are_drawn():
     assert pixels(figures.png(figure)).size
 
 
+def test_a_weak_defect_shows_beside_a_strong_one_and_a_normal_stays_dark():
+    grey, heat = np.zeros((3, 8, 8, 1)), np.full((3, 8, 8), -0.5)
+    heat[:2, 2, 3], heat[2] = (500.0, 50.0), 2.0
+    labels, scores = np.array([1, 1, 0]), np.array([3.0, 2.0, 1.0])
+    shown = Pictures(grey, grey, grey, heat, labels, scores, brightest=20.0)
+    figure = figures.picture_grid(shown)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0 to 500", "0 to 50", "0 to 20"]
+    strong, weak, normal = figures.heat_colours(heat, figures.tops(heat, 20.0)).sum(axis=-1, dtype=int)
+    assert (strong == weak).all() and strong[2, 3] > 500 > 100 > normal.max() > strong[0, 0]
+    # Where nothing is known of normals, all share one scale.
+    figure = figures.picture_grid(shown._replace(brightest=None))
+    assert len({text.get_text() for text in figure.axes[0].texts}) == 1
+
+
 def test_defects_are_outlined_where_the_mask_is_and_larger_pictures_keep_their_pixels():
     zeros = np.zeros((3, 200, 200))
     masks = zeros > 0
@@ -210,6 +224,16 @@ def test_ten_settings_have_the_mean_over_settings(tmp_path: Path, monkeypatch: p
     assert summary_table([results[1], fewer]).splitlines()[3].split()[1] == "–"
 
 
+def test_names_that_files_cannot_tell_apart_have_figures_of_their_own(tmp_path: Path) -> None:
+    results = [setting(0, name, 1)._replace(pictures=None) for name in ("lr 0.1", "LR-0-1", "lr_0")]
+    path = write_report(tmp_path / "report.html", "three", results, {})
+    assert {file.name for file in tmp_path.glob("*-roc.png")} == {
+        f"report-{place}-roc.png" for place in ("lr-0-1", "lr-0-1-2", "lr_0")
+    }
+    for place, name in (("lr-0-1", "lr 0.1"), ("lr-0-1-2", "LR-0-1")):
+        assert f'<a href="#{place}">{name}</a>' in path.read_text() and f'<section id="{place}">' in path.read_text()
+
+
 def test_a_failure_leaves_the_old_report_and_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     result = setting(0, "digit 0")
     monkeypatch.setattr(figures, "png", lambda figure: b"\x89PNG")
@@ -232,7 +256,7 @@ def test_a_failure_leaves_the_old_report_and_no_half_file(tmp_path: Path, monkey
         ([result._replace(pictures=bad)], r"pictures\.x_0: .*\(2, 8, 8, 2\)"),
         ([result._replace(pictures=misplaced)], r"pictures\.masks: .*\(2, 8, 8\)"),
         ([result._replace(scores=nan)], "digit 0.*diffusion.*not finite"),
-        ([result, result], "different names"),
+        ([result, result], "different ones"),
         ([result._replace(threshold=float("nan"))], "threshold nan"),
         ([], "at least one"),
     ]:

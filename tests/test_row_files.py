@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from numpy.testing import assert_allclose, assert_array_equal
 from processes import Finished, command
 
-from diffad_jax import detector
+from diffad_jax import detector, runs
 from diffad_jax.data.adbench import adbench
 from diffad_jax.data.loading import load
 from diffad_jax.data.row_files import LIKE_LABELS, labelled, read, unlabelled
 from diffad_jax.errors import InputError
+from diffad_jax.labelled_sets import to_test
+from diffad_jax.score_table import scores_in
 
 ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
@@ -334,6 +337,37 @@ def test_a_run_of_csv_files_scores_the_columns_that_it_has_learnt(tmp_path: Path
     normals.write_text(normals.read_text().replace("width", "breadth"))
     renamed = run("train", *config, *small)
     assert renamed.code == 2 and "was trained on the columns length, width, a, b; found length, breadth" in renamed.err
+
+
+def test_a_run_finds_its_rows_where_they_are_now(tmp_path: Path) -> None:
+    """Repeating its command with their new place; rows that are others are refused, and the old place stays noted."""
+    rows, config = np.random.default_rng(0).normal(size=(60, 3)), tiny.get_config(str(tmp_path / "old" / "a.npy"))
+    for folder in ("old", "new", "others"):
+        (tmp_path / folder).mkdir()
+    np.save(tmp_path / "old" / "a.npy", rows)
+    np.save(tmp_path / "others" / "a.npy", rows + 1)
+    config.training.num_steps = 2
+    runs.train(config, load(config.data)[0], tmp_path / "run", progress=False)
+    (tmp_path / "old" / "a.npy").rename(tmp_path / "new" / "a.npy")
+    trained = detector.load(tmp_path / "run")
+    with pytest.raises(
+        InputError, match=r"old/a.npy: no such file.*where they have moved, repeat the run's .*train command"
+    ):
+        to_test(trained)
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    config.data.path = str(tmp_path / "others" / "a.npy")
+    with pytest.raises(InputError, match="was trained on other rows of a than"):
+        runs.train(config, load(config.data)[0], tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    config.data.path = str(tmp_path / "new" / "a.npy")
+    runs.train(config, load(config.data)[0], tmp_path / "run", progress=False)
+    moved = detector.load(tmp_path / "run")
+    assert moved.trained_on(load(moved.config.data)).name == "a"
+    # What was scored before goes on, too.
+    with scores_in(tmp_path / "out", trained, tmp_path / "new"):
+        pass
+    with scores_in(tmp_path / "out", moved, tmp_path / "new"):
+        pass
 
 
 def test_sets_whose_results_would_have_one_file_name_are_refused(tmp_path: Path) -> None:

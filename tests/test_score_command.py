@@ -27,7 +27,8 @@ from diffad_jax.data.pictures import PictureFiles, read_picture
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import Reading
-from diffad_jax.folder_scores import colours, score_folder
+from diffad_jax.figures import heat_colours, tops
+from diffad_jax.folder_scores import score_folder
 from diffad_jax.photos import Tolerant, as_trained, fit_of
 from diffad_jax.row_scores import score_rows
 from diffad_jax.score_table import Counts, ScoreTable, probability, score_lines
@@ -46,6 +47,10 @@ def save(path: Path, pixels: np.ndarray) -> None:
 def stripes(draw: np.random.Generator) -> np.ndarray:
     """A normal: wider than high, so that cropping and stretching differ."""
     return np.clip(np.arange(16)[None, :, None] * 12 + draw.normal(size=(12, 16, 3)) * 20 + 30, 0, 255)
+
+
+def coloured(statistics: Statistics, maps: np.ndarray) -> np.ndarray:
+    return heat_colours(maps, tops(maps, statistics.brightest))
 
 
 def config_of(folder: Path) -> ConfigDict:
@@ -134,14 +139,14 @@ def test_heat_maps_are_on_the_scale_of_the_normals_and_beyond_it_on_their_own(
     assert files == {f"{row['path']}.png" for row in rows_of(out)}
     for name in ("checks.png", "0.png"):
         (reading,) = trained.read(read_picture(photos / name, 3, SIZE, "stretch")[None])
-        expected = colours(trained.statistics, reading.maps)[0]
+        expected = coloured(trained.statistics, reading.maps)[0]
         found = np.asarray(Image.open(out / "heat_maps" / f"{name}.png"))
         assert found.shape == (SIZE, SIZE, 3) and np.abs(found.astype(int) - expected).max() <= 2
     statistics, calibration = trained.statistics, trained.statistics.judge
     # One level: the map of an error e is (e - mean) / scale.
     errors = np.array([[0.0, 1.0, 3.0, 5.0, 4.0], [0.0, 1.0, 3.0, 1.0, 4.0], [0.0, 1.0, 3.0, 5.0, 9.0]])
     maps = (errors * float(calibration.mean[0]) - calibration.mean[0]) / calibration.scale[0]
-    usual, normal, large = colours(statistics, np.asarray(maps)[:, None])[:, 0].sum(axis=-1, dtype=int)
+    usual, normal, large = coloured(statistics, np.asarray(maps)[:, None])[:, 0].sum(axis=-1, dtype=int)
     assert usual[0] == usual[1] < usual[2] < usual[4] < usual[3]
     assert normal[2] == usual[2] and normal[4] == usual[4], "on the scale of the normals"
     assert large[2] < usual[2] and large[3] < large[4] == usual[3], "an error beyond it on its own"
@@ -241,6 +246,9 @@ def test_a_picture_that_was_replaced_is_scored_again_and_one_that_is_gone_not_co
     os.utime(tmp_path / "3.png", (1e9, 1e9))
     os.replace(tmp_path / "3.png", folder / "1.png")
     assert score_folder(trained, folder, picture_folder(folder), out).new == 1
+    # By a clock that is ahead of ours: scored once all the same.
+    os.utime(folder / "1.png", (4e9, 4e9))
+    assert [score_folder(trained, folder, picture_folder(folder), out).new for _ in range(2)] == [1, 0]
 
 
 def test_a_picture_that_changes_while_its_folder_is_scored_is_scored_again(

@@ -1,6 +1,7 @@
 """Where and in what portions arrays are computed changes no result: devices, jit and pmap, batches and padding."""
 
 import io
+import json
 import logging
 import re
 from dataclasses import replace
@@ -28,8 +29,8 @@ from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import fit_judge
 from diffad_jax.models.attention import attention
+from diffad_jax.plan import define
 from diffad_jax.ranges import check_ranges
-from diffad_jax.runs import define
 from diffad_jax.settings import parallel_of
 from diffad_jax.sharding import Parallel, by_jit, by_pmap, data_mesh, make_state, mean_over_devices, on, shard, split
 from diffad_jax.statistics import Statistics
@@ -204,6 +205,18 @@ def warnings_on_six_devices(workdir: Path) -> str:
     config.scoring.batch_size = 10
     runs.train(config, Dataset("rows", rows, rows[:0], np.zeros(0, int)), workdir, progress=False)
     return told.getvalue()
+
+
+def train_on_three_of_four_devices(workdir: Path) -> float:
+    config, rows = tiny.get_config("vectors"), np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+    config.mesh = {"fsdp": 3}
+    config.training.update({"num_steps": 2, "batch_size": 24, "validation_rows": 20})
+    runs.train(config, Dataset("rows", rows, rows[:0], np.zeros(0, int)), workdir, progress=False)
+    return float(json.loads((workdir / "log.jsonl").read_text().splitlines()[-1])["validation_loss"])
+
+
+def test_held_out_rows_are_judged_on_the_devices_of_training(tmp_path: Path) -> None:
+    assert with_devices(4, train_on_three_of_four_devices, tmp_path) > 0
 
 
 def test_devices_that_idle_and_a_mesh_that_splits_nothing_are_told(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from diffad_jax.assembly import assemble
 from diffad_jax.data.digits import digits
 from diffad_jax.losses import bits_per_dim, bound, discretised_gaussian_decoder
 from diffad_jax.noise import gaussian
-from diffad_jax.runs import define
+from diffad_jax.plan import define
 from diffad_jax.samplers import sample, uniform
 from diffad_jax.training import (
     Batch,

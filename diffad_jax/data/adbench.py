@@ -73,9 +73,10 @@ def _locate(path: Path, name: str | None, base_url: str) -> Path:
             )
         if path.is_file() or path.suffix != ".npz":
             return path
-        root, name = path.parent, path.stem
+        root, name, missing = path.parent, path.stem, f"{path}: no such file"
     else:
         root, name = path, name.removesuffix(".npz")
+        missing = f"{root}: holds no set {name!r}"
         if root.is_file():
             raise InputError(f"{root}: is a file; `name` ({name!r}) goes with a folder only")
         if (exact := root / f"{name}.npz").is_file():
@@ -89,7 +90,7 @@ def _locate(path: Path, name: str | None, base_url: str) -> Path:
         root, name = root.parent, f"{root.name}/{name}"
     known = [key for key in blobs if f"/{key}".endswith(f"/{name}.npz")]
     if not known:
-        raise InputError(f"{root}: holds no set {name!r}, and ADBench has none of that name")
+        raise InputError(f"{missing}, and ADBench has none of that name")
     key = _only(known, name)
     _fetch(f"{base_url}/{urllib.parse.quote(key)}", root / key, blobs[key])
     return root / key
