@@ -22,7 +22,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from diffad_jax import distributed
 from diffad_jax.errors import InputError, RunFailed, first_line, out_of_memory
 
-LARGE = 2**24  # bytes
+SUM_ON_DEVICE = 2**24  # bytes from which an array is summed where it lies
 NOTES = {field.name for field in dataclasses.fields(ocp.metadata.StepMetadata)}
 
 
@@ -268,7 +268,7 @@ def _sum_of_bits(state: Any) -> tuple[int, bool]:
     for leaf in jax.tree.leaves(state):
         if isinstance(leaf, jax.Array):
             parts = [shard.data for shard in leaf.addressable_shards if shard.replica_id == 0]
-            few = on_host or leaf.nbytes < LARGE
+            few = on_host or leaf.nbytes < SUM_ON_DEVICE
             found += [_of_part(np.asarray(part)) if few else _of_part_on_device(part) for part in parts]
         elif jax.process_index() == 0:
             found.append(_of_part(np.asarray(leaf)))

@@ -12,8 +12,8 @@ import numpy as np
 from diffad_jax.data.dataset import Rows, evenly_spaced
 
 LEVELS = (np.arange(9) + 0.5) / 9  # of quantiles
-SOME = 2048  # rows, of which quantiles are found
-AT_ONCE = 2**22  # values: 32 MiB
+QUANTILE_ROWS = 2048  # of which quantiles are found
+VALUES_AT_ONCE = 2**22  # 32 MiB
 
 
 class Reasons(NamedTuple):
@@ -31,7 +31,7 @@ def usual_values(train: Rows) -> np.ndarray:
     """Quantiles of each column of training rows [N, D], values that stand there: float64 [9, D]; of pictures [0]."""
     if len(train.shape) != 2:
         return np.zeros(0)
-    some = np.asarray(train[evenly_spaced(len(train), SOME)], np.float64)
+    some = np.asarray(train[evenly_spaced(len(train), QUANTILE_ROWS)], np.float64)
     return np.quantile(some, LEVELS, axis=0, method="nearest")
 
 
@@ -43,8 +43,8 @@ def reasons(score: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, usual: 
     without opening the black box", section II), by search.
     """
     levels, width = usual.shape
-    at_once = max(1, min(width, AT_ONCE // (levels * width)))  # columns
-    each = max(1, AT_ONCE // (levels * at_once * width))  # rows
+    at_once = max(1, min(width, VALUES_AT_ONCE // (levels * width)))  # columns
+    each = max(1, VALUES_AT_ONCE // (levels * at_once * width))  # rows
     scores, values = np.empty(rows.shape), np.empty(rows.shape)
     for start, first in product(range(0, len(rows), each), range(0, width, at_once)):
         some, column = slice(start, start + each), np.arange(first, min(first + at_once, width))

@@ -16,7 +16,7 @@ from diffad_jax.score_table import COLUMNS, UNREADABLE, Counts, score_lines, sco
 REASONS = ("path", "column", "value", "usual", "score")
 MOST = 3  # columns of a row
 ROUNDING = 1e-4  # of a score
-AT_ONCE = 16  # rows between two steps of the progress bar
+ROWS_AT_ONCE = 16  # between two steps of the progress bar
 
 
 def score_rows(trained: Trained, file: Path, out: Path, on_error: str = "skip", why: bool = False) -> Counts:
@@ -64,8 +64,8 @@ def reason_lines(
     be changed, alone, for the row to score so much less (`reasons`).
     """
     names, lines = trained.statistics.columns or range(rows.shape[1]), []
-    for start in bar(range(0, len(rows), AT_ONCE), desc="reasons", unit=f"{AT_ONCE} rows", disable=None):
-        some = slice(start, start + AT_ONCE)
+    for start in bar(range(0, len(rows), ROWS_AT_ONCE), desc="reasons", unit=f"{ROWS_AT_ONCE} rows", disable=None):
+        some = slice(start, start + ROWS_AT_ONCE)
         found = trained.reasons(rows[some])
         for number, row, own, after, usual in zip(numbers[some], rows[some], scores[some], *found, strict=True):
             falls = np.flatnonzero(after < own - ROUNDING * abs(own))

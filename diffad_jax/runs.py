@@ -30,7 +30,7 @@ from diffad_jax.plan import Plan, check, define
 from diffad_jax.ranges import check_sections
 from diffad_jax.reasons import usual_values
 from diffad_jax.settings import Scoring, fsdp_of, parallel_of, pipeline_of, scoring_of
-from diffad_jax.sharding import LARGE, Parallel, data_mesh, on, own_rows, split
+from diffad_jax.sharding import MIN_SPLIT, Parallel, data_mesh, on, own_rows, split
 from diffad_jax.statistics import Statistics
 from diffad_jax.training import Loss, Params, TrainState
 from diffad_jax.workdir import alone, as_json, flatten, save_config, save_data, save_place
@@ -127,7 +127,7 @@ def _warn(name: str, parts: Parts, fsdp: int, parallel: Parallel, state: TrainSt
         logging.warning(
             "config.mesh.fsdp: %d splits nothing: no array of %d numbers or more has an axis that it divides",
             fsdp,
-            LARGE,
+            MIN_SPLIT,
         )
     if len(parts.calibrating) < FEW:
         logging.warning(

@@ -1,8 +1,8 @@
 """Where arrays live: one mesh of devices with the axes data and fsdp, and one step that runs on all of them.
 
-A batch is split over all devices. Of the training state, arrays of at least LARGE elements are split over fsdp along their
-largest axis that fsdp divides, and XLA gathers what a layer needs when it needs it (stage 3 of "ZeRO", Rajbhandari et al.
-2020); every other array is whole on every device. In a run of several processes each makes its own rows of a batch.
+A batch is split over all devices. Of the training state, arrays of at least MIN_SPLIT elements are split over fsdp along
+their largest axis that fsdp divides, and XLA gathers what a layer needs when it needs it (stage 3 of "ZeRO", Rajbhandari et
+al. 2020); every other array is whole on every device. In a run of several processes each makes its own rows of a batch.
 """
 
 import math
@@ -23,7 +23,7 @@ from diffad_jax.errors import InputError
 from diffad_jax.training import Params, TrainState
 
 AXES = ("data", "fsdp")
-LARGE = 2**16
+MIN_SPLIT = 2**16  # elements
 
 
 def data_mesh(
@@ -55,7 +55,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 def _by_size(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     divisible = [axis for axis, length in enumerate(shape) if length % fsdp == 0]
-    if math.prod(shape) < LARGE or not divisible:
+    if math.prod(shape) < MIN_SPLIT or not divisible:
         return PartitionSpec()
     return PartitionSpec(*[None] * max(divisible, key=lambda axis: shape[axis]), "fsdp")
 

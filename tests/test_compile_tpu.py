@@ -143,7 +143,7 @@ def test_an_array_that_is_read_whole_counts_whole(inside: str) -> None:
 
 def communication() -> tuple[float, dict[str, Any]]:
     """Bytes of a small transformer's parameters, and what its step on 8 CPU devices sends."""
-    sharding.LARGE = 2**8
+    sharding.MIN_SPLIT = 2**8
     config = tiny.get_config()
     config.mesh = {"fsdp": 8}
     config.model = {"name": "DiT", "width": 64, "depth": 3, "num_heads": 2, "patch_size": 2}

@@ -325,7 +325,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, unbroken: tupl
 
 def continued(workdir: Path, num_steps: int, devices: int, fsdp: int, pmap: bool) -> tuple[set[int], TrainState]:
     """On how many devices parts of the largest array lie, and the state."""
-    sharding.LARGE = 2
+    sharding.MIN_SPLIT = 2
     mesh = data_mesh(B, fsdp, jax.devices()[:devices])
     train_step = make_train_step(regression, OPTIMIZER, B, mean_over_devices=mean_over_devices) if pmap else STEP
     state = fitted(workdir, num_steps, train_step, parallel=by_pmap(mesh) if pmap else by_jit(mesh)).state

@@ -21,7 +21,7 @@ def test_usual_values_stand_in_the_rows_and_divide_them_evenly() -> None:
 
 @pytest.mark.parametrize("at_once", [1, 9 * 4 * 3, 9 * 4 * 4 * 3, 2**22])
 def test_the_best_change_of_each_column_is_found(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AT_ONCE", at_once)
+    monkeypatch.setattr(module, "VALUES_AT_ONCE", at_once)
     usual, rows = RNG.normal(size=(9, 4)), RNG.normal(size=(8, 4)).astype(np.float32)
 
     def score(x: np.ndarray) -> np.ndarray:

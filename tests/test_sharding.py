@@ -84,7 +84,7 @@ def test_the_first_step_takes_over_the_memory_that_a_run_starts_with() -> None:
 
 def train_each_way() -> dict[str, tuple[Params, set[tuple[int, ...]]]]:
     assert jax.device_count() == 8
-    sharding.LARGE = 2**7  # of which this network has some arrays
+    sharding.MIN_SPLIT = 2**7  # of which this network has some arrays
     return {
         # As many devices as divide the number.
         "jit, 1 device": train_by(by_jit(data_mesh(1))),
@@ -127,7 +127,7 @@ def test_jit_and_pmap_on_many_devices_train_what_one_device_trains(each_way: dic
 
 def made_on_many() -> tuple[list[tuple[Any, Any]], int, int]:
     """Each array with that of one device, the bytes that went over the host, and those of the parameters."""
-    sharding.LARGE = 2**7
+    sharding.MIN_SPLIT = 2**7
     _, init, *_ = define(tiny.get_config("vectors"), (D,))
     parallel, sent = by_jit(data_mesh(8, fsdp=4)), []
     get = jax.device_get

@@ -14,7 +14,7 @@ from diffad_jax.errors import InputError
 
 SUFFIXES = (".npz", ".npy", ".csv")
 LABELS = "y"
-SOME = 1000  # rows that are looked at first, as reading a column of a file on disk reads all of it
+FIRST_ROWS = 1000  # looked at before the others, as reading a column of a file on disk reads all of it
 # What a table may call its labels, alone or as the last word.
 LIKE_LABELS = re.compile(
     r"(?i:y|y_?true|class|target|ground[ _]?truth|fraud_?(?:bool|flag|found(?:_?p)?))"
@@ -77,7 +77,7 @@ def warn_of_odd_columns(stored: Stored, source: str) -> None:
         name = repr(stored.columns[place]) if stored.columns else f"number {place + 1}"
         column = stored.X[:, place]
         suspicious = place == width - 1 or (stored.columns and MAY_BE_LABELS.fullmatch(stored.columns[place]))
-        labels = stored.y is None and suspicious and set(np.unique(column[:SOME])) <= {0, 1}
+        labels = stored.y is None and suspicious and set(np.unique(column[:FIRST_ROWS])) <= {0, 1}
         if labels and set(np.unique(column)) == {0, 1}:
             logging.warning(
                 "%s: has no column %s, so that all %d rows are normals, and learns %s, of 0 and 1; if that tells "
@@ -91,7 +91,7 @@ def warn_of_odd_columns(stored: Stored, source: str) -> None:
         if (
             column.dtype.kind != "b"
             and len(column) > 2
-            and (np.diff(column[:SOME]) == 1).all()
+            and (np.diff(column[:FIRST_ROWS]) == 1).all()
             and (np.diff(column) == 1).all()
         ):
             logging.warning("%s: learns column %s, which counts the rows; leave row numbers out", source, name)

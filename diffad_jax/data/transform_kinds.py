@@ -16,7 +16,7 @@ MAX_WHITEN_WIDTH = 8192
 WIDE = 4  # columns for each row from which on the rows, rather than the covariance, are decomposed
 LIGHT_TAILS = 5.0  # a kurtosis: 3 of a normal distribution, 6 of a Laplace distribution
 WIDE_MIDDLE = 0.6  # deviations between the quartiles: 1.35 of a normal distribution, 1.1 of an exponential one
-SOME = 2048  # rows, of which quartiles are found
+QUARTILE_ROWS = 2048  # of which quartiles are found
 MOST_LENT = 3.0  # of its own variance to a column that is measured
 FEW_COLUMNS, MOST_APART = 100, 100.0  # embeddings have more columns; in how much smaller a unit one of few is lost
 MOST_OF_ALL = 0.5  # of all deviation that a hundredth of the training rows may hold
@@ -135,7 +135,7 @@ def _fit_whiten(train: Rows, pooling: float = 1.0, shrinkage: float = 0.0) -> Ar
         return {"center": mean, "matrix": np.eye(width), "deviation": np.ones(width)}
     participation = variance.sum() ** 2 / np.square(variance).sum()
     common = np.median(variance[variance > 0])
-    some = Chosen(train, evenly_spaced(len(train), SOME), train.dtype)
+    some = Chosen(train, evenly_spaced(len(train), QUARTILE_ROWS), train.dtype)
     read = np.concatenate([as_rows(some, start, stop) for start, stop in chunks(some)])
     middle = np.subtract(*np.quantile(read, (0.75, 0.25), axis=0))
     measured = (kurtosis < LIGHT_TAILS) | (variance > 0) & (middle >= WIDE_MIDDLE * np.sqrt(variance))

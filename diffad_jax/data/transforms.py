@@ -13,7 +13,7 @@ from diffad_jax.errors import InputError
 
 # Squares of values up to here, summed over all columns, are within float32's range.
 LARGEST = 1e15
-SOME = 64  # rows, by which the scale of all is told
+SCALE_ROWS = 64  # by which the scale of all is told
 
 
 class Transform(NamedTuple):
@@ -149,8 +149,8 @@ def fitted(section: Mapping[str, Any], train: Rows) -> Transform:
 
 
 def _most_exceed(x: Rows, limit: float) -> bool:
-    """Whether most of up to SOME rows of x [n, ...] hold a value above the limit."""
-    some = np.asarray(x[evenly_spaced(len(x), SOME)]).reshape(min(len(x), SOME), -1)
+    """Whether most of up to SCALE_ROWS rows of x [n, ...] hold a value above the limit."""
+    some = np.asarray(x[evenly_spaced(len(x), SCALE_ROWS)]).reshape(min(len(x), SCALE_ROWS), -1)
     return bool((some.max(axis=1) > limit).mean() > 0.5)
 
 
