@@ -19,6 +19,7 @@ from diffad_jax.calibration import (
     scores_of_normals,
     standardised_mean,
 )
+from diffad_jax.console import bar
 from diffad_jax.data.dataset import Chosen, Rows, evenly_spaced
 from diffad_jax.errors import InputError
 from diffad_jax.memory import Memory
@@ -29,6 +30,7 @@ from diffad_jax.sharding import data_mesh, gather, on, own_rows, replicate, spli
 from diffad_jax.training import Params
 
 MEMORY = "memory"
+WAIT = 3.0  # seconds until a bar is shown
 HIGHEST = 1e38  # the score of what lies too far away to be told how far; means of it are within float32's range
 Judge = Calibration | Memory
 """A memory where config.scoring.combination is "memory", else a calibration."""
@@ -111,7 +113,7 @@ def in_batches(function: Callable[[np.ndarray], Any], x: Rows, batch_size: int) 
 
     The last batch is filled up with copies of a row, which are cut off again: one shape, one compilation. Batches are read
     ahead in a thread, and results are fetched one batch late, so that the device waits for neither. Of several processes
-    each reads its own rows of a batch and has the results of all.
+    each reads its own rows of a batch and has the results of all. Whoever waits at a terminal for long sees a bar.
     """
     rows = own_rows(batch_size)
     share = rows.stop - rows.start
@@ -122,16 +124,25 @@ def in_batches(function: Callable[[np.ndarray], Any], x: Rows, batch_size: int) 
 
     pending: Any = None
     reads = grain.MapDataset.range(0, len(x), batch_size).map(read)
-    for batch in reads.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)):
-        if missing := share - len(batch):
-            batch = np.concatenate([batch, np.repeat(batch[:1], missing, axis=0)])
-        result = function(batch)
+    with bar(
+        total=len(x),
+        desc="scoring",
+        unit="datum",
+        delay=WAIT,
+        leave=False,
+        disable=None if jax.process_index() == 0 else True,
+    ) as shown:
+        for batch in reads.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)):
+            if missing := share - len(batch):
+                batch = np.concatenate([batch, np.repeat(batch[:1], missing, axis=0)])
+            result = function(batch)
+            if pending is not None:
+                yield gather(pending)
+                shown.update(batch_size)
+            pending = result
         if pending is not None:
-            yield gather(pending)
-        pending = result
-    if pending is not None:
-        left = len(x) - (len(x) - 1) // batch_size * batch_size
-        yield jax.tree.map(lambda a: a[:left], gather(pending))
+            left = len(x) - (len(x) - 1) // batch_size * batch_size
+            yield jax.tree.map(lambda a: a[:left], gather(pending))
 
 
 def joined(function: Callable[[np.ndarray], Array], x: Rows, batch_size: int) -> np.ndarray:

@@ -19,7 +19,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 INK, MUTED, FAINT = "#1f2937", "#6b7280", "#e5e7eb"
 CHANCE: dict[str, Any] = {"color": "#9ca3af", "linewidth": 1, "linestyle": (0, (1, 2))}
-OUTLINE = (("#000000", 2.4), ("#22d3ee", 1.2))  # the colour that no heat map has, on a rim that shows on white
+OUTLINE = (("#000000", 3.0), ("#22d3ee", 1.6))  # the colour that no heat map has, on a rim that shows on white
 DPI = 144
 
 
@@ -134,9 +134,9 @@ def picture_grid(pictures: Pictures) -> Figure:
         axes.set_xticks(np.arange(len(titles)) * tile_width + (width - 1) / 2, titles, fontsize=9)
         for tick, label in zip(axes.get_xticklabels(), labels, strict=True):
             tick.set_color(ANOMALY if label else NORMAL)
-        below: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7, "color": MUTED}
+        below: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8, "color": MUTED}
         for place, top in zip(axes.get_xticks(), brightest[part], strict=True):
-            axes.text(place, -0.01, f"0 to {top:.3g}", transform=axes.get_xaxis_transform(), **below)
+            axes.text(place, gap / len(canvas), f"0 to {top:.3g}", transform=axes.get_xaxis_transform(), **below)
         names = ["input $x_0$", "noised $x_t$", "reconstruction", "heat map"]
         axes.set_yticks(np.arange(4) * tile_height + (height - 1) / 2, names, fontsize=10)
     return figure

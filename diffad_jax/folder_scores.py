@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from diffad_jax import csv_files
-from diffad_jax.console import bar
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.figures import heat_colours, tops
@@ -74,24 +73,22 @@ def _score_pending(
     write_atomically(out / "unreadable.csv", csv_files.lines([UNREADABLE]))
     readings = trained.read(pictures) if pending else iter(())
     done = 0
-    with bar(total=len(files), initial=len(files) - len(pending), unit="picture", smoothing=0, disable=None) as shown:
-        for scores, maps, _ in readings:
-            batch = pending[done : done + len(scores)]
-            done += len(batch)
-            good = np.array([file not in pictures.faults for file in batch])
-            if heat_maps:
-                drawn = maps[good]
-                coloured = heat_colours(drawn, tops(drawn, trained.statistics.brightest))
-                for file, map_ in zip(compress(batch, good), coloured, strict=True):
-                    _save_png(heat_map(names[file]), map_)
-            told = [names[file] for file in compress(batch, good)]
-            csv_files.append(out / "files.csv", [(name, stamps[name]) for name in told])
-            table.append(told, scores[good], trained.statistics)
-            faults = [(names[file], pictures.faults[file]) for file, kept in zip(batch, good) if not kept]
-            csv_files.append(out / "unreadable.csv", faults)
-            if faults and on_error == "fail":
-                raise InputError(f"{root / faults[0][0]}: {faults[0][1]}")
-            shown.update(len(batch))
+    for scores, maps, _ in readings:
+        batch = pending[done : done + len(scores)]
+        done += len(batch)
+        good = np.array([file not in pictures.faults for file in batch])
+        if heat_maps:
+            drawn = maps[good]
+            coloured = heat_colours(drawn, tops(drawn, trained.statistics.brightest))
+            for file, map_ in zip(compress(batch, good), coloured, strict=True):
+                _save_png(heat_map(names[file]), map_)
+        told = [names[file] for file in compress(batch, good)]
+        csv_files.append(out / "files.csv", [(name, stamps.get(name, "")) for name in told])
+        table.append(told, scores[good], trained.statistics)
+        faults = [(names[file], pictures.faults[file]) for file, kept in zip(batch, good) if not kept]
+        csv_files.append(out / "unreadable.csv", faults)
+        if faults and on_error == "fail":
+            raise InputError(f"{root / faults[0][0]}: {faults[0][1]}")
     labels = table.labels_of(names.values())
     return Counts(len(labels), len(labels) - len(before), sum(labels), len(pictures.faults))
 

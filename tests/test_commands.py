@@ -176,17 +176,12 @@ def test_other_data_are_scored_with_the_statistics_of_the_run(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a disk that is always full, is Linux's")
 def test_nobody_needs_to_read_what_a_run_says(tiny: str, tmp_path: Path) -> None:
-    run = [
-        sys.executable,
-        "-m",
-        "experiments.train",
-        tiny,
-        f"--workdir={tmp_path / 'run'}",
-        "--config.training.num_steps=5",
-    ]
-    with open("/dev/full", "w") as full:
-        assert subprocess.run(run, cwd=ROOT, stderr=full, stdout=subprocess.DEVNULL).returncode == 0
-        assert subprocess.run([*run, "--config.training.num_step=6"], cwd=ROOT, stderr=full).returncode == 2
+    (tmp_path / "err").symlink_to("/dev/full")
+    run = ("experiments.train", tiny, f"--workdir={tmp_path / 'run'}", "--config.training.num_steps=5")
+    for arguments, code in ((run, 0), ((*run, "--config.training.num_step=6"), 2)):
+        process = start(*arguments, output=tmp_path)
+        process.join()
+        assert process.exitcode == code
     assert (tmp_path / "run" / "statistics.npz").exists()
 
 
