@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve  # type: ignore[import-untyped]
@@ -26,7 +27,7 @@ DPI = 144
 class Pictures(NamedTuple):
     """Test pictures: `x_0`, `x_t`, `reconstruction` [K, H, W, C] in [-1, 1], `error` [K, H, W], `labels` and `scores` [K].
 
-    `masks` [K, H, W], bool, are True where the defect is. `brightest`: see `tops`.
+    `masks` [K, H, W], bool, are True where the defect is.
     """
 
     x_0: np.ndarray
@@ -36,23 +37,6 @@ class Pictures(NamedTuple):
     labels: np.ndarray
     scores: np.ndarray
     masks: np.ndarray | None = None
-    brightest: float | None = None
-
-
-def tops(heat: np.ndarray, brightest: float | None) -> np.ndarray:
-    """The value that is drawn brightest in each of the heat maps [K, H, W]: [K].
-
-    Its own highest, but at least `brightest`, which errors of normals do not reach: a normal stays dark, and of a large error
-    one sees where it is. Without that number the maps share the 99.5 % quantile of all.
-    """
-    if brightest is None:
-        return np.full(len(heat), max(0.0, float(np.quantile(heat, 0.995))) or 1.0)
-    return np.maximum(heat.max(axis=(1, 2)), brightest)
-
-
-def heat_colours(heat: np.ndarray, top: np.ndarray) -> np.ndarray:
-    """Heat maps [K, H, W] -> uint8 [K, H, W, 3], black at 0 or less, bright at the `tops` [K] (matplotlib's "magma")."""
-    return np.asarray(colormaps["magma"](np.clip(heat / top[:, None, None], 0, 1), bytes=True))[..., :3]
 
 
 def png(figure: Figure) -> bytes:
@@ -94,23 +78,25 @@ def picture_grid(pictures: Pictures) -> Figure:
     """Rows input, noised, reconstruction and heat map; a column a picture, most anomalous first.
 
     A band has twelve columns of an inch, or six of two inches for pictures that would lose pixels in one. The outlines of
-    the masks lie on the inputs and on the heat maps, each of which has its own scale, from 0 to the number below it (`tops`).
-    Raises InputError on shapes that do not fit together, channels other than 1 or 3, and numbers that are not finite.
+    the masks lie on the inputs and on the heat maps, which share one scale, from 0 to the 99.5 % quantile of those shown; it
+    goes with the square root, so that a weak defect shows beside a strong one. Raises InputError on shapes that do not fit
+    together, channels other than 1 or 3, and numbers that are not finite.
     """
     shown = _sorted(pictures)
     count, height, width = shown.error.shape
     inch = 1 if width <= DPI else 2
-    brightest = tops(shown.error, shown.brightest)
-    heat_maps = heat_colours(shown.error, brightest) / 255
+    top = max(0.0, float(np.quantile(shown.error, 0.995))) or 1.0
+    heat = ScalarMappable(PowerNorm(0.5, 0, top), "magma")
+    heat_maps = np.asarray(heat.cmap(heat.norm(np.maximum(shown.error, 0))))[..., :3]
     rows = np.stack([_rgb(shown.x_0), _rgb(shown.x_t), _rgb(shown.reconstruction), heat_maps])
 
     bands, gap = -(-count * inch // 12), max(1, round(0.06 * width))
     columns = -(-count // bands)
     tile_height, tile_width = height + gap, width + gap
     # Placed by hand in inches, one to a picture: a layout engine cannot foresee what square pixels do to the axes.
-    left, right, head, foot = 1.15, 0.1, 0.5, 0.2
+    left, right, head = 1.15, 0.85, 0.5
     across, down = inch * columns * tile_width / width, inch * 4 * tile_height / width
-    size = np.array([left + across + right, bands * (head + down + foot)])
+    size = np.array([left + across + right, bands * (head + down)])
     figure = Figure(figsize=tuple(size))
     for band in range(bands):
         part = slice(band * columns, (band + 1) * columns)
@@ -122,7 +108,7 @@ def picture_grid(pictures: Pictures) -> Figure:
             canvas[y : y + height, x : x + width] = images[row, column]
             if shown.masks is not None and row in (0, 3):
                 defect[y : y + height, x : x + width] = shown.masks[part][column]
-        bottom = size[1] - (band + 1) * (head + down + foot) + foot
+        bottom = size[1] - (band + 1) * (head + down)
         axes = figure.add_axes((left / size[0], bottom / size[1], across / size[0], down / size[1]))
         axes.imshow(canvas, aspect="auto")
         if defect.any():
@@ -134,11 +120,14 @@ def picture_grid(pictures: Pictures) -> Figure:
         axes.set_xticks(np.arange(len(titles)) * tile_width + (width - 1) / 2, titles, fontsize=9)
         for tick, label in zip(axes.get_xticklabels(), labels, strict=True):
             tick.set_color(ANOMALY if label else NORMAL)
-        below: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8, "color": MUTED}
-        for place, top in zip(axes.get_xticks(), brightest[part], strict=True):
-            axes.text(place, gap / len(canvas), f"0 to {top:.3g}", transform=axes.get_xaxis_transform(), **below)
         names = ["input $x_0$", "noised $x_t$", "reconstruction", "heat map"]
         axes.set_yticks(np.arange(4) * tile_height + (height - 1) / 2, names, fontsize=10)
+    error_row = size[1] - head - down + inch * gap / width
+    beside = (1 - (right - 0.02) / size[0], error_row / size[1], 0.1 / size[0], inch * height / width / size[1])
+    scale = figure.add_axes(beside)
+    figure.colorbar(heat, cax=scale)
+    scale.spines[:].set_visible(False)
+    scale.tick_params(length=0, labelsize=7, labelcolor=MUTED)
     return figure
 
 
@@ -185,7 +174,7 @@ def _rgb(pictures: np.ndarray) -> np.ndarray:
 
 
 def _sorted(pictures: Pictures) -> Pictures:
-    arrays = [np.asarray(value) for value in pictures[:-1] if value is not None]
+    arrays = [np.asarray(value) for value in pictures if value is not None]
     shape = arrays[0].shape
     if len(shape) != 4 or 0 in shape or shape[3] not in (1, 3):
         raise InputError(f"pictures.x_0: found shape {shape}, allowed is [K, H, W, C] with C of 1 or 3, none of them 0")
@@ -196,8 +185,7 @@ def _sorted(pictures: Pictures) -> Pictures:
         if bad := np.count_nonzero(~np.isfinite(array)):
             raise InputError(f"pictures.{name}: {bad} of {array.size} numbers are not finite")
     order = np.argsort(-np.asarray(pictures.scores), kind="stable")
-    ordered: dict[str, Any] = dict(zip(Pictures._fields, (array[order] for array in arrays)))
-    return pictures._replace(**ordered)
+    return Pictures(*(array[order] for array in arrays))
 
 
 def _roc(labels: np.ndarray, scores: Mapping[str, np.ndarray], measured: Mapping[str, Mapping[str, float]]) -> Figure:

@@ -8,17 +8,19 @@ from itertools import compress
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from PIL import Image
 
 from diffad_jax import csv_files
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
-from diffad_jax.figures import heat_colours, tops
 from diffad_jax.files import write_atomically
 from diffad_jax.photos import Tolerant, as_trained, check_pictures
 from diffad_jax.score_table import UNREADABLE, Counts, ScoreTable, scores_in
+from diffad_jax.statistics import Statistics
 
 STAMPS = ("path", "stamp")
+BRIGHTEST = 5  # times the usual error
 LONGEST = 240  # bytes of a name, of which file systems allow 255 and a file that is being written takes some more
 
 
@@ -32,7 +34,7 @@ def score_folder(
     out/run.json: of which run and folder the scores are, and no other's may come there. out/files.csv: dates and size of what
     was scored.
     out/scores.csv: path relative to root; score; probability; label, see `score_table`. With heat_maps
-    out/heat_maps/<path>.png, see `figures.tops`, as large as the model sees pictures (a name of more than 240 bytes is cut
+    out/heat_maps/<path>.png, see `colours`, as large as the model sees pictures (a name of more than 240 bytes is cut
     and gets a hash). out/unreadable.csv: path and cause of what could not be read this time; the next call tries it again.
     Raises InputError, before anything is written, on a run that has not learnt pictures, or whose score has no maps where
     they are asked for, and where `out` holds another's scores or lies in the folder; and with on_error "fail" (rather than
@@ -78,9 +80,7 @@ def _score_pending(
         done += len(batch)
         good = np.array([file not in pictures.faults for file in batch])
         if heat_maps:
-            drawn = maps[good]
-            coloured = heat_colours(drawn, tops(drawn, trained.statistics.brightest))
-            for file, map_ in zip(compress(batch, good), coloured, strict=True):
+            for file, map_ in zip(compress(batch, good), colours(trained.statistics, maps[good]), strict=True):
                 _save_png(heat_map(names[file]), map_)
         told = [names[file] for file in compress(batch, good)]
         csv_files.append(out / "files.csv", [(name, stamps.get(name, "")) for name in told])
@@ -91,6 +91,18 @@ def _score_pending(
             raise InputError(f"{root / faults[0][0]}: {faults[0][1]}")
     labels = table.labels_of(names.values())
     return Counts(len(labels), len(labels) - len(before), sum(labels), len(pictures.faults))
+
+
+def colours(statistics: Statistics, maps: np.ndarray) -> np.ndarray:
+    """Heat maps [B, H, W] -> uint8 [B, H, W, 3], from black to bright (matplotlib's "magma").
+
+    Black is the mean error of the normals or less, the brightest colour BRIGHTEST times that or, where a picture has more,
+    the most that it has: a normal stays dark, and of a large error one sees where it is. BRIGHTEST times the mean lies
+    BRIGHTEST - 1 means above it. With a memory it is distances in place of errors.
+    """
+    usual = (BRIGHTEST - 1) * statistics.judge.heat_of_usual_error() or 1.0
+    top = np.maximum(maps.max(axis=(1, 2), keepdims=True), usual)
+    return np.asarray(colormaps["magma"](np.clip(maps / top, 0, 1), bytes=True))[..., :3]
 
 
 def _stamp(file: Path) -> str:

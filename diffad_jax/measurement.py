@@ -103,5 +103,4 @@ def _pictures(trained: Trained, measured: Measured) -> Pictures:
     chosen = most_and_least(scores, dataset.labels, PICTURES_PER_KIND)
     x_0, x_t, reconstruction, error = trained.explain(dataset.test[chosen])
     masks = None if dataset.masks is None else dataset.masks[chosen]
-    brightest = trained.statistics.brightest if trained.has_maps else None
-    return Pictures(x_0, x_t, reconstruction, error, dataset.labels[chosen], scores[chosen], masks, brightest)
+    return Pictures(x_0, x_t, reconstruction, error, dataset.labels[chosen], scores[chosen], masks)

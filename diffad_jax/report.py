@@ -25,8 +25,8 @@ from diffad_jax.pages import facts_html, figure_html, page, table_html
 PIXEL_METRICS = {"pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 ByMethod = dict[str, dict[str, float]]  # the fractions of `metrics` per method
 GRID_CAPTION = """From high to low score; above each picture its true class and its score.
-Noised pictures are clipped to the range of the input. Each heat map has its own scale, from what is usual of normals (black)
-to the number below it."""
+Noised pictures are clipped to the range of the input. The heat maps share one colour scale, which goes with the square root:
+what is weak shows beside what is strong."""
 MEASURES = """A score says how anomalous an item is: higher means more anomalous. The diffusion method is tinted, the best
 of each comparison bold. All measures are in percent, with anomalies as the positives; in grey stands the 95 % bootstrap
 interval over test items. Higher is better for AUROC, AUPR and F1 (as many called anomalous as there are anomalies);

@@ -18,8 +18,6 @@ from diffad_jax.files import save_npz
 from diffad_jax.memory import Memory
 from diffad_jax.nearness import NOT_ASKED, Near
 
-BRIGHTEST = 5  # times the usual error
-
 
 def check_finished(workdir: Path) -> None:
     """Raises InputError where there is no statistics.npz, with which a run's training ends."""
@@ -49,14 +47,6 @@ class Statistics:
     rows: str
     usual: np.ndarray
     columns: tuple[str, ...] = ()
-
-    @property
-    def brightest(self) -> float:
-        """What is drawn brightest in a heat map that has no more: BRIGHTEST times the usual error, BRIGHTEST - 1 above it.
-
-        With a memory it is distances in place of errors.
-        """
-        return (BRIGHTEST - 1) * self.judge.heat_of_usual_error() or 1.0
 
     def arranged(self, rows: np.ndarray, columns: Sequence[str], source: str) -> np.ndarray:
         """The rows [N, D] with their columns, if they are named, in the order in which they were learnt.

@@ -17,11 +17,10 @@ from diffad_jax import detector, evaluation, memory, runs
 from diffad_jax.data.dataset import Dataset
 from diffad_jax.data.folders import mvtec
 from diffad_jax.errors import InputError
-from diffad_jax.figures import heat_colours, tops
+from diffad_jax.folder_scores import BRIGHTEST, colours
 from diffad_jax.memory import Memory, local_statistics, nearest, read, remember
 from diffad_jax.metrics import threshold
 from diffad_jax.pixel_metrics import pixel_auroc
-from diffad_jax.statistics import BRIGHTEST
 
 SIZE = 64
 
@@ -190,9 +189,7 @@ def test_a_run_with_a_memory_finds_scratches_and_draws_them(tiles: Path, tmp_pat
     defects = np.array(
         [[[-1.0, 0.0, 2.0, BRIGHTEST - 1.0, 2.0]], [[-1.0, 0.0, 2e4, 3e4, 4e4]], [[-1.0, 0.0, 0.0, 1.0, 2.0]]]
     )
-    shown, large, normal = heat_colours(defects, tops(defects, trained.statistics.brightest))[:, 0].sum(
-        axis=-1, dtype=int
-    )
+    shown, large, normal = colours(trained.statistics, defects)[:, 0].sum(axis=-1, dtype=int)
     assert shown[0] == shown[1] < shown[2] == shown[4] < shown[3]
     assert large[0] == large[1] == shown[0] < large[2] < large[3] < large[4] == shown[3]
     assert normal[1] == shown[1] < normal[3] < normal[4] == shown[4]

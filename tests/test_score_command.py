@@ -27,8 +27,7 @@ from diffad_jax.data.pictures import PictureFiles, read_picture
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.evaluation import Reading
-from diffad_jax.figures import heat_colours, tops
-from diffad_jax.folder_scores import score_folder
+from diffad_jax.folder_scores import colours, score_folder
 from diffad_jax.photos import Tolerant, as_trained, fit_of
 from diffad_jax.row_scores import score_rows
 from diffad_jax.score_table import Counts, ScoreTable, probability, score_lines
@@ -47,10 +46,6 @@ def save(path: Path, pixels: np.ndarray) -> None:
 def stripes(draw: np.random.Generator) -> np.ndarray:
     """A normal: wider than high, so that cropping and stretching differ."""
     return np.clip(np.arange(16)[None, :, None] * 12 + draw.normal(size=(12, 16, 3)) * 20 + 30, 0, 255)
-
-
-def coloured(statistics: Statistics, maps: np.ndarray) -> np.ndarray:
-    return heat_colours(maps, tops(maps, statistics.brightest))
 
 
 def config_of(folder: Path) -> ConfigDict:
@@ -139,14 +134,14 @@ def test_heat_maps_are_on_the_scale_of_the_normals_and_beyond_it_on_their_own(
     assert files == {f"{row['path']}.png" for row in rows_of(out)}
     for name in ("checks.png", "0.png"):
         (reading,) = trained.read(read_picture(photos / name, 3, SIZE, "stretch")[None])
-        expected = coloured(trained.statistics, reading.maps)[0]
+        expected = colours(trained.statistics, reading.maps)[0]
         found = np.asarray(Image.open(out / "heat_maps" / f"{name}.png"))
         assert found.shape == (SIZE, SIZE, 3) and np.abs(found.astype(int) - expected).max() <= 2
     statistics, calibration = trained.statistics, trained.statistics.judge
     # One level: the map of an error e is (e - mean) / scale.
     errors = np.array([[0.0, 1.0, 3.0, 5.0, 4.0], [0.0, 1.0, 3.0, 1.0, 4.0], [0.0, 1.0, 3.0, 5.0, 9.0]])
     maps = (errors * float(calibration.mean[0]) - calibration.mean[0]) / calibration.scale[0]
-    usual, normal, large = coloured(statistics, np.asarray(maps)[:, None])[:, 0].sum(axis=-1, dtype=int)
+    usual, normal, large = colours(statistics, np.asarray(maps)[:, None])[:, 0].sum(axis=-1, dtype=int)
     assert usual[0] == usual[1] < usual[2] < usual[4] < usual[3]
     assert normal[2] == usual[2] and normal[4] == usual[4], "on the scale of the normals"
     assert large[2] < usual[2] and large[3] < large[4] == usual[3], "an error beyond it on its own"
