@@ -7,28 +7,39 @@ from typing import Any
 
 from tqdm import tqdm
 
+# Of a pipe that was closed, a disk that is full, a stream that is closed, and none at all (None), as daemons have it.
+UNREAD = (OSError, ValueError, AttributeError)
 
-class _Unread:
-    """Standard error, without the errors of a pipe that was closed or a disk that is full."""
+
+class _Stream:
+    """Standard error, which may come to be one that nobody reads."""
 
     def write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
+        with suppress(*UNREAD):
             sys.stderr.write(text)
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError):
+        with suppress(*UNREAD):
             sys.stderr.flush()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)  # its encoding, and whether it is a terminal
+    def isatty(self) -> bool:
+        with suppress(*UNREAD):
+            return sys.stderr.isatty()
+        return False
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()  # by which tqdm finds the width of a terminal
+
+    @property
+    def encoding(self) -> str:
+        return getattr(sys.stderr, "encoding", None) or "ascii"
 
 
 def bar(over: Iterable[Any] | None = None, **settings: Any) -> tqdm:
     """tqdm(over, **settings) on standard error."""
-    return tqdm(over, file=_Unread(), **settings)
+    return tqdm(over, file=_Stream(), dynamic_ncols=True, **settings)
 
 
 def say(line: object) -> None:
     """Prints a line on standard error."""
-    if sys.stderr is not None:  # as where it was closed before the start
-        print(line, file=_Unread())
+    print(line, file=_Stream(), flush=True)

@@ -1,20 +1,20 @@
 """scores.csv: whose scores stand in a directory, and a row (path, score, probability, label) for each of them."""
 
 import hashlib
+import json
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from diffad_jax import csv_files
 from diffad_jax.detector import Trained
 from diffad_jax.errors import InputError
 from diffad_jax.files import write_atomically
 from diffad_jax.statistics import Statistics
-from diffad_jax.workdir import held
+from diffad_jax.workdir import PLACES, as_json, flatten, held
 
 COLUMNS = ("path", "score", "probability", "label")
 UNREADABLE = ("path", "cause")
@@ -88,8 +88,8 @@ def scores_in(out: Path, trained: Trained, root: Path) -> Iterator[None]:
     if root.is_dir() and out.resolve().is_relative_to(root):
         raise InputError(f"{out}: lies in the folder of pictures {root}, choose another directory of scores")
     # The scores of its normals tell a run from another of the same config; where its data lie may have changed.
-    told = {key: value for key, value in trained.config.items() if key != "data"}
-    run = ConfigDict(told).to_json_best_effort(sort_keys=True).encode() + trained.statistics.normal_scores.tobytes()
+    told = {key: value for key, value in flatten(as_json(trained.config)).items() if key not in PLACES}
+    run = json.dumps(told, sort_keys=True).encode() + trained.statistics.normal_scores.tobytes()
     identity = {"input": str(root), "sha256": hashlib.sha256(run).hexdigest()[:16]}
     with held(out / "run.json", identity, "scores", "directory of scores"):
         yield

@@ -38,9 +38,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
 
 # A run may go on with other numbers of devices, split otherwise, which changes its results by rounding, and dropout's masks.
 # Its data may have another place: data.json tells what they are.
+PLACES = ("config.data.path", "config.data.data_dir")
 LAYOUT = (
-    "config.data.path",
-    "config.data.data_dir",
+    *PLACES,
     "config.mesh.",
     "config.parallel",
     "config.pipeline.workers",

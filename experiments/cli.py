@@ -14,6 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from logging import getLogger
 from pathlib import Path
 from typing import Any, NoReturn
@@ -97,7 +98,6 @@ def run(main: Callable[[list[str]], None]) -> None:
                     "this command is one process, and the environment (JAX_NUM_PROCESSES, SLURM_*) tells of several: start "
                     "it once, without them (env -u JAX_NUM_PROCESSES ...)"
                 )
-            _check_platforms()
             main(argv)
         except InputError as error:
             _fail(str(error))
@@ -123,6 +123,8 @@ def run(main: Callable[[list[str]], None]) -> None:
                     "config.model.remat, or config.mesh.fsdp on several devices",
                     code=1,
                 )
+            if _finds_no_platform(error):
+                _fail(f"JAX_PLATFORMS: found {os.environ['JAX_PLATFORMS']!r}, of which JAX finds none here")
             if isinstance(error, OSError):
                 # Of the machine rather than of the user: no room, no right to write, a network disk that went away.
                 unnamed = "standard output" if isinstance(error, BrokenPipeError) else "a file or standard output"
@@ -167,15 +169,10 @@ def check_file(flag: str, path: str | None) -> None:
         raise InputError(f"--{flag}: found {path}, allowed is a file in a folder that can be written to")
 
 
-def _check_platforms() -> None:
-    """Raises InputError where the environment names platforms of which JAX has none: it says so by an AssertionError."""
-    if wanted := os.environ.get("JAX_PLATFORMS"):
-        try:
-            jax.devices()
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(
-                f"JAX_PLATFORMS: found {wanted!r}, of which JAX finds none here ({first_line(error)})"
-            ) from error
+def _finds_no_platform(error: Exception) -> bool:
+    """Whether JAX finds none of the platforms that JAX_PLATFORMS names, which it may tell by an AssertionError."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return "JAX_PLATFORMS" in os.environ and last.filename.endswith("xla_bridge.py")
 
 
 def _with_config(argv: list[str], flag: str, default: str | None) -> list[str]:
@@ -245,8 +242,8 @@ def _fail(message: str, code: int = 2) -> NoReturn:
 def _leave(code: int) -> NoReturn:
     """Ends a failed process. Of several, at once: an orderly end waits for the others, and they wait for this one."""
     if jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError, ValueError, AttributeError):  # AttributeError: there is none
+            sys.stdout.flush()
         if jax.process_index() == 0:
             time.sleep(2)  # It is where they meet: without it they would be ended before they can say why.
         os._exit(code)

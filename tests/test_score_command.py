@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -213,7 +214,7 @@ def test_pictures_of_few_levels_are_told_where_they_are_scored(
 
 
 def test_a_picture_that_was_replaced_is_scored_again_and_one_that_is_gone_not_counted(
-    workdir: Path, photos: Path, tmp_path: Path
+    workdir: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, folder, out = detector.load(workdir), tmp_path / "photos", tmp_path / "out"
     folder.mkdir()
@@ -241,6 +242,13 @@ def test_a_picture_that_was_replaced_is_scored_again_and_one_that_is_gone_not_co
     os.utime(tmp_path / "3.png", (1e9, 1e9))
     os.replace(tmp_path / "3.png", folder / "1.png")
     assert score_folder(trained, folder, picture_folder(folder), out).new == 1
+    # A kill between the two files that know of a picture.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        shutil.copy(photos / "checks.png", folder / "1.png")
+        patch.setattr(ScoreTable, "append", mock.Mock(side_effect=KeyboardInterrupt))
+        score_folder(trained, folder, picture_folder(folder), out)
+    assert score_folder(trained, folder, picture_folder(folder), out).new == 1
+    assert {row["path"]: row["label"] for row in rows_of(out)}["1.png"] == "1"
     # By a clock that is ahead of ours: scored once all the same.
     os.utime(folder / "1.png", (4e9, 4e9))
     assert [score_folder(trained, folder, picture_folder(folder), out).new for _ in range(2)] == [1, 0]
@@ -406,6 +414,10 @@ def test_what_is_refused(workdir: Path, photos: Path, done: tuple[Path, Finished
     statistics = replace(statistics, normal_scores=statistics.normal_scores + 1)
     statistics.save(tmp_path / "other")
     assert_refused(score(tmp_path / "other", photos, out), "run.json", "scores.sha256")
+    shutil.copytree(workdir, tmp_path / "cropping")
+    read = (tmp_path / "cropping" / "config.json").read_text()
+    (tmp_path / "cropping" / "config.json").write_text(read.replace('"fit": "stretch"', '"fit": "crop"'))
+    assert_refused(score(tmp_path / "cropping", photos, out), "run.json", "scores.sha256")
     assert_refused(score(workdir, photos, photos / "out"), "lies in the folder of pictures")
     assert_refused(score(workdir, tmp_path / "gone", out), "gone", "no such folder")
     assert_refused(score(workdir, photos / "0.png", out), "--input", "0.png is a file", ".npz, .npy and .csv files")

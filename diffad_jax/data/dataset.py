@@ -1,6 +1,7 @@
 """The one data type all loaders return, and how labelled rows become a training set of normals and a test set."""
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -15,6 +16,7 @@ PROTOCOLS = ("clean", "paper")
 PAPER_ROWS = 1_000, 10_000
 CHUNK_VALUES = 1 << 22
 MOST_LOOKED_AT = 1024  # files, of which a network disk may take a second
+MOST_READ = 8
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -98,19 +100,23 @@ def fingerprint(rows: Rows) -> str:
     """What tells training rows [N, ...] from others of that name: a hash of their shape and, of arrays, of their values.
 
     Of arrays of more than CHUNK_VALUES values evenly spaced rows are taken. Pictures in files are not decoded, which rounds
-    differently on different machines: their names, or places, count, and how many bytes evenly spaced ones take.
+    differently on different machines: their names, or places, count, how many bytes evenly spaced ones take, and the bytes of
+    a few.
     """
     found = hashlib.sha256(repr(tuple(rows.shape)).encode())
     if isinstance(rows, np.ndarray | Chosen):
         wanted = max(64, CHUNK_VALUES // int(np.prod(rows.shape[1:])))
         found.update(np.ascontiguousarray(rows[evenly_spaced(len(rows), wanted)], np.float64).tobytes())
     elif files := getattr(rows, "files", ()):
-        looked_at = set(evenly_spaced(len(files), MOST_LOOKED_AT).tolist())
+        looked_at, read = (set(evenly_spaced(len(files), most).tolist()) for most in (MOST_LOOKED_AT, MOST_READ))
         bytes_of = getattr(rows, "bytes_of", lambda file: None)
         for place, file in enumerate(files):
             # With the folder, which may be the class; folders above it may be others on another machine.
             name = "/".join(file.parts[-2:]) if isinstance(file, Path) else file
             found.update(repr((name, bytes_of(file) if place in looked_at else None)).encode())
+            if place in read and isinstance(file, Path):
+                with suppress(OSError):  # told of when it is learnt
+                    found.update(file.read_bytes())
     return found.hexdigest()[:16]
 
 

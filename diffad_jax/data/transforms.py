@@ -49,8 +49,8 @@ class Transform(NamedTuple):
     def check(self, x: Rows) -> None:
         """Raises InputError on data [n, ...] of another shape or scale and on rows that are not finite.
 
-        Where the run has learnt values from 0 to 255, or on another range from 0 on, of another scale are pictures within
-        [-1, 1] and those of which most go beyond twice its end.
+        Where the run has learnt values from 0 to 255, or on another range from 0 on, of another scale are data within
+        [-1, 1], and pictures most of which go beyond twice its end with a tenth of their pixels.
         """
         check_rows(x, self.shape)
         kind = KINDS[self.name]
@@ -61,7 +61,8 @@ class Transform(NamedTuple):
         # Whole numbers may be pictures that are all but black.
         small = smallest >= -1 and 0 < largest <= 1 and any((x[a:b] % 1 != 0).any() for a, b in chunks(x))
         # To what cannot be brought back, as its contrast is its own, a larger scale is none.
-        large = kind.invert is not None and largest > 2 * end and _most_exceed(x, 2 * end)
+        scaled = kind.invert is not None and len(self.shape) == 3
+        large = scaled and largest > 2 * end and _most_exceed(x, 2 * end)
         if small or large:
             raise InputError(
                 f"transform: data from {smallest:g} to {largest:g}, the run has learnt values from 0 to {end:g}"
@@ -149,9 +150,9 @@ def fitted(section: Mapping[str, Any], train: Rows) -> Transform:
 
 
 def _most_exceed(x: Rows, limit: float) -> bool:
-    """Whether most of up to SCALE_ROWS rows of x [n, ...] hold a value above the limit."""
+    """Whether most of up to SCALE_ROWS pictures of x [n, H, W, C] hold a tenth of values above the limit."""
     some = np.asarray(x[evenly_spaced(len(x), SCALE_ROWS)]).reshape(min(len(x), SCALE_ROWS), -1)
-    return bool((some.max(axis=1) > limit).mean() > 0.5)
+    return bool((np.quantile(some, 0.9, axis=1) > limit).mean() > 0.5)
 
 
 def check_rows(x: Rows, shape: tuple[int, ...]) -> None:
