@@ -68,7 +68,7 @@ def make_denoise(
         output = network(x_t * scale if predicts == "edm" else x_t, jnp.broadcast_to(t, x_t.shape[:1]))
         copies = 2 if learned_variance else 1
         if output.shape != (needed := (*x_t.shape[:-1], copies * x_t.shape[-1])):
-            raise InputError(f"network: gives {output.shape} for x_t of {x_t.shape}, needed is {needed}")
+            raise InputError(f"config.model: gives {output.shape} for x_t of {x_t.shape}, needed is {needed}")
         fraction = None
         if learned_variance:
             output, between = jnp.split(output, 2, axis=-1)

@@ -66,8 +66,6 @@ def check(system: System, params: Params, shape: tuple[int, ...], combination: s
 
     def trace(params: Params, key: Array) -> tuple[Array, Array, Array]:
         x, denoise = jnp.zeros((2, *system.shape)), system.denoise(params)
-        with within("config.model"):
-            denoise(x, jnp.ones(2))
         with within("config.score"):
             maps = system.score.maps(denoise, jnp.zeros((2, *shape)), key)
             if maps.ndim < 2 or maps.shape[1] != 2:

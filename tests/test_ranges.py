@@ -175,7 +175,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("flaw", "learned_variance", "words"),
     [
-        ("shape", False, r"config.model: network: gives \(2, 1\) for x_t of \(2, 5\), needed is \(2, 5\)"),
+        ("shape", False, r"^config.model: gives \(2, 1\) for x_t of \(2, 5\), needed is \(2, 5\)"),
         ("variables", False, "config.model: Odd has batch_stats, allowed are params alone"),
         ("none", True, "config.denoiser.learned_variance: found True, but Odd has no such output"),
     ],
