@@ -33,9 +33,10 @@ class Calibration(NamedTuple):
 
     mean, scale: [L], mean and standard deviation of each level. log_mean [L], log_precision [L, L]: mean of the logarithms
     of the levels and inverse of their covariance, shrunk by OAS (Chen et al. 2010, eq. 23, without its terms in 2 / L, as
-    scikit-learn has it) on the scale of the correlations. log_typicality: [2], mean and standard deviation of the logarithms
-    of `typicality`, each normal's found without it; 0 and 1 where no distance is asked for. near: what `nearness.distances`
-    knows of the normals, an empty bank where no distance is asked for.
+    scikit-learn has it) on the scale of the correlations.
+    log_typicality: [2], mean and standard deviation of the logarithms of `typicality`, each normal's found without it; 0 and
+    1 where no distance is asked for.
+    near: what `nearness.distances` knows of the normals, an empty bank where no distance is asked for.
     """
 
     mean: Array
@@ -171,8 +172,9 @@ def fisher(calibration: Calibration, levels: Array, distances: Array) -> Array:
     `nearness.distances` [B] are. Both are p-values but roughly: of few levels the logarithm of typicality is skewed to the
     left (of three, p < 0.05 for 2.6 % of Gaussian normals), and of several views the largest distance counts. What no normal
     could be shows in the first, wherever it lies. In the second shows what every single error allows but no normal looks
-    like, above all among normals of many kinds, where every spectrum of errors is typical. Source: the combination of
-    p-values of Fisher 1932 ("Statistical methods for research workers", section 21.1), whose statistic is twice this.
+    like, above all among normals of many kinds, where every spectrum of errors is typical.
+    Source: the combination of p-values of Fisher 1932 ("Statistical methods for research workers", section 21.1), whose
+    statistic is twice this.
     """
     mean, scale = calibration.log_typicality
     untypical = (jnp.log(jnp.maximum(typicality(calibration, levels), TINY)) - mean) / scale

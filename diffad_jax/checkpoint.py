@@ -13,16 +13,15 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from diffad_jax import distributed
+from diffad_jax.checksum import sum_of_bits
 from diffad_jax.errors import InputError, RunFailed, first_line, out_of_memory
 
-SUM_ON_DEVICE = 2**24  # bytes from which an array is summed where it lies
 NOTES = {field.name for field in dataclasses.fields(ocp.metadata.StepMetadata)}
 
 
@@ -88,7 +87,7 @@ class Checkpoints:
                 self._damaged = []
             if step in self._manager.all_steps():
                 return
-            sum_of_bits, finite = _sum_of_bits(state)
+            bits, finite = sum_of_bits(state)
             if not finite:
                 raise RunFailed(
                     f"step {step}: the state is not finite; last good checkpoint: {self.latest() or 'none'}"
@@ -97,7 +96,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.StandardSave(state),
                 metrics=None if loss is None else {"loss": loss},
-                custom_metadata={"seconds": seconds, "sum_of_bits": sum_of_bits},
+                custom_metadata={"seconds": seconds, "sum_of_bits": bits},
             )
 
     def latest(self) -> int | None:
@@ -186,7 +185,7 @@ class Checkpoints:
                 ) from error
             raise _Unreadable(_reason(error)) from error
         # Orbax notices files that are cut short, but no bit that has turned in an array.
-        (bits, _), saved = _sum_of_bits(state), self._noted(step, "sum_of_bits")
+        (bits, _), saved = sum_of_bits(state), self._noted(step, "sum_of_bits")
         if any(distributed.exchange("" if saved in (None, bits) else "another")):
             raise _Unreadable("its arrays are not what was saved")
         return state
@@ -256,33 +255,6 @@ def _holds_known_notes(content: bytes) -> bool:
         return set(json.loads(content)) <= NOTES
     except (ValueError, TypeError):
         return True
-
-
-def _sum_of_bits(state: Any) -> tuple[int, bool]:
-    """The words of a state's arrays, of 32 bits or of 8, summed mod 2^32, and whether all are finite; alike in every process.
-
-    What several devices hold alike counts once. A device sums its parts of large arrays itself, so that Orbax alone copies
-    them to the host; a CPU's are there, and of small ones a copy is sooner made than a program compiled for each shape.
-    """
-    on_host, found = jax.default_backend() == "cpu", []
-    for leaf in jax.tree.leaves(state):
-        if isinstance(leaf, jax.Array):
-            parts = [shard.data for shard in leaf.addressable_shards if shard.replica_id == 0]
-            few = on_host or leaf.nbytes < SUM_ON_DEVICE
-            found += [_of_part(np.asarray(part)) if few else _of_part_on_device(part) for part in parts]
-        elif jax.process_index() == 0:
-            found.append(_of_part(np.asarray(leaf)))
-    own = sum(int(total) for total, _ in found) % 2**32, all(bool(finite) for _, finite in found)
-    told = [json.loads(said) for said in distributed.exchange(json.dumps(own))]
-    return sum(total for total, _ in told) % 2**32, all(finite for _, finite in told)
-
-
-def _of_part(part: Any) -> tuple[Any, Any]:
-    words = part.reshape(-1).view(np.uint32 if part.dtype.itemsize % 4 == 0 else np.uint8)
-    return words.sum(dtype=np.uint32), part.__array_namespace__().isfinite(part).all()
-
-
-_of_part_on_device = jax.jit(_of_part)
 
 
 def _negative_loss(metrics: dict[str, float]) -> float:

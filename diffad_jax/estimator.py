@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from logging import LogRecord
+from logging import WARNING, LogRecord
 from numbers import Real
 from typing import Self
 
@@ -138,7 +138,7 @@ def _silence() -> Iterator[None]:
 
 
 def _is_heard(record: LogRecord) -> bool:
-    return not _silent.get()
+    return record.levelno > WARNING or not _silent.get()
 
 
 _silent: ContextVar[bool] = ContextVar("_silent", default=False)

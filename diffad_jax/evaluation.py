@@ -31,9 +31,8 @@ from diffad_jax.training import Params
 
 MEMORY = "memory"
 WAIT = 3.0  # seconds until a bar is shown
-HIGHEST = (
-    1e30  # the score of what lies too far away to be told how far; a sum of it over pixels is within float32's range
-)
+# The score of what lies too far away to be told how far; a sum of it over pixels is within float32's range.
+HIGHEST = 1e30
 Judge = Calibration | Memory
 """A memory where config.scoring.combination is "memory", else a calibration."""
 

@@ -79,8 +79,8 @@ def picture_grid(pictures: Pictures) -> Figure:
 
     A band has twelve columns of an inch, or six of two inches for pictures that would lose pixels in one. The outlines of
     the masks lie on the inputs and on the heat maps, which share one scale, from 0 to the 99.5 % quantile of those shown; it
-    goes with the square root, so that a weak defect shows beside a strong one. Raises InputError on shapes that do not fit
-    together, channels other than 1 or 3, and numbers that are not finite.
+    goes with the square root, so that a weak defect shows beside a strong one.
+    Raises InputError on shapes that do not fit together, channels other than 1 or 3, and numbers that are not finite.
     """
     shown = _sorted(pictures)
     count, height, width = shown.error.shape

@@ -26,7 +26,7 @@ from jax import Array
 from processes import with_devices
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from diffad_jax import checkpoint, loop, sharding
+from diffad_jax import checksum, loop, sharding
 from diffad_jax.checkpoint import Checkpoints
 from diffad_jax.data.dataset import Rows
 from diffad_jax.data.pipeline import Batches, Pipeline, batch_rows
@@ -465,8 +465,8 @@ def test_a_device_sums_the_bits_that_numpy_sums() -> None:
         np.float32([1, np.inf]),
     ):
         array = np.asarray(array, np.int32) if array.dtype == np.int64 else np.asarray(array)
-        found = checkpoint._of_part_on_device(jnp.asarray(array))
-        assert tuple(map(int, found)) == tuple(map(int, checkpoint._of_part(array)))
+        found = checksum._of_part_on_device(jnp.asarray(array))
+        assert tuple(map(int, found)) == tuple(map(int, checksum._of_part(array)))
 
 
 def test_where_a_run_was_stopped_has_no_say_in_what_is_best(tmp_path: Path) -> None:

@@ -124,10 +124,12 @@ def checked(X: ArrayLike, y: ArrayLike, source: str, normals_alone: bool = False
     """Validate a labelled table or stack of pictures and return (X, y).
 
     X becomes float32, or float64 where it is a table whose columns float32 would round away, such as one with time stamps; an
-    X on disk (np.memmap) stays as stored. y becomes int64. X: [n, D], [n, H, W] (gets C = 1) or [n, H, W, C].  y: [n] of 0
-    (normal) and 1 (anomaly), both present, or with normals_alone 0 alone. Constant columns are allowed: the transforms divide
-    by 1 where the spread is 0. Raises InputError, naming `source`, on other shapes or labels, on values that are not numbers,
-    and on rows that are not finite as float32: what to do about missing values is the owner's decision, not ours.
+    X on disk (np.memmap) stays as stored. y becomes int64.
+    X: [n, D], [n, H, W] (gets C = 1) or [n, H, W, C].  y: [n] of 0 (normal) and 1 (anomaly), both present, or with
+    normals_alone 0 alone.
+    Constant columns are allowed: the transforms divide by 1 where the spread is 0.
+    Raises InputError, naming `source`, on other shapes or labels, on values that are not numbers, and on
+    rows that are not finite as float32: what to do about missing values is the owner's decision, not ours.
     """
     X, y = np.asanyarray(X), np.asarray(y)
     if X.dtype.kind not in "fiub" or y.dtype.kind not in "fiub":
