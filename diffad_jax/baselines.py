@@ -24,7 +24,7 @@ def fit_score(name: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> 
     """Fit the baseline `name` on normals [N, ...] and score test rows [M, ...]: float64 [M], higher = more anomalous.
 
     Data are flattened to vectors and standardised with the mean and std of `train`, but for `knn_raw`; a few ruinous rows
-    that hold most of all deviation are left out of these, as for our own methods (`transform_kinds`). Names: see BASELINES.
+    that hold most of all deviation are left out of these, as for our own methods (`data/spread.py`). Names: see BASELINES.
     Raises InputError on an unknown name, on data that are not finite or differ in shape, and for copod without PyOD.
     """
     check_choice("baseline", name, BASELINES)

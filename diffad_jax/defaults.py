@@ -8,7 +8,7 @@ def mlp() -> ConfigDict:
     """A residual MLP on whitened rows, reconstructed from one noise level; the data are for a config to name."""
     config = ConfigDict()
     config.seed = 0
-    # The shrinkage is lowered to D / N where rows are many, see `transform_kinds`.
+    # The shrinkage is lowered to D / N where rows are many, see `whitening`.
     config.transform = {"name": "whiten", "pooling": 1.0, "shrinkage": 0.3}
     config.process = {"name": "log_linear", "noise_min": 0.2, "noise_max": 8.0}
     config.model = {"name": "MLP", "width": 128, "depth": 1, "features": 128}
