@@ -170,9 +170,9 @@ def fisher(calibration: Calibration, levels: Array, distances: Array) -> Array:
 
     p = 1 - Phi(z), with z the standardised logarithm of `typicality`, or that of the distance from the nearest normals, which
     `nearness.distances` [B] are. Both are p-values but roughly: of few levels the logarithm of typicality is skewed to the
-    left (of three, p < 0.05 for 2.6 % of Gaussian normals), and of several views the largest distance counts. What no normal
-    could be shows in the first, wherever it lies. In the second shows what every single error allows but no normal looks
-    like, above all among normals of many kinds, where every spectrum of errors is typical.
+    left (of three, p < 0.05 for 1.7 % of Gaussian normals, of five for 2.6 %), and of several views the largest distance
+    counts. What no normal could be shows in the first, wherever it lies. In the second shows what every single error allows
+    but no normal looks like, above all among normals of many kinds, where every spectrum of errors is typical.
     Source: the combination of p-values of Fisher 1932 ("Statistical methods for research workers", section 21.1), whose
     statistic is twice this.
     """

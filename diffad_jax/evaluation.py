@@ -80,7 +80,7 @@ def reading(judge: Judge, combination: str, x_0: Array, maps: Array) -> Reading:
         scores, errors = COMBINATIONS[combination].join(judge, levels, distances), standardised_mean(judge, levels)
         heat = standardised_mean(judge, maps)
     # What lies too far away may leave float32 once its errors are standardised or squared: more anomalous than all else.
-    scores, heat, errors = (jnp.nan_to_num(x, nan=HIGHEST, posinf=HIGHEST) for x in (scores, heat, errors))
+    scores, heat, errors = (jnp.minimum(jnp.nan_to_num(x, nan=HIGHEST), HIGHEST) for x in (scores, heat, errors))
     return Reading(scores, heat, errors)  # type: ignore[arg-type]
 
 

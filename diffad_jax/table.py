@@ -14,6 +14,7 @@ from diffad_jax.metrics import METRICS
 from diffad_jax.results_file import Row
 
 LEVEL = 0.05
+DIGITS = 12  # of AUROCs: what differs later is the rounding of a mean over seeds
 
 
 # --- what is printed ----------------------------------------------------------------------------------------------------
@@ -97,8 +98,8 @@ def seconds_of(rows: Iterable[Row]) -> float:
 
 
 def mean_ranks(values: np.ndarray) -> np.ndarray:
-    """The mean over rows of each column's rank, 1 = highest, ties sharing theirs: [R, M] -> [M]."""
-    return rankdata(-values, axis=1).mean(axis=0)
+    """The mean over rows of each column's rank, 1 = highest, ties to 12 digits sharing theirs: [R, M] -> [M]."""
+    return rankdata(-values.round(DIGITS), axis=1).mean(axis=0)
 
 
 def pairwise_p(values: np.ndarray) -> np.ndarray:
@@ -109,7 +110,7 @@ def pairwise_p(values: np.ndarray) -> np.ndarray:
     """
     count = values.shape[1]
     first, second = np.triu_indices(count, 1)
-    differences = values[:, first] - values[:, second]
+    differences = (values[:, first] - values[:, second]).round(DIGITS)
     p = np.array([wilcoxon(d).pvalue if d.any() else 1.0 for d in differences.T])
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))

@@ -69,7 +69,10 @@ def make_optimizer(
     clip_norm: float = 1.0,
     b2: float = 0.99,
 ) -> optax.GradientTransformation:
-    """AdamW under a linear warm-up over the fraction `warmup` of num_steps, then a cosine to 0; gradients clipped by norm."""
+    """AdamW under a linear warm-up over the fraction `warmup` of num_steps, then a cosine to 0; gradients clipped by norm.
+
+    The warm-up takes a step at least and begins with a rate of 0, so that the first step moves nothing.
+    """
     warmup_steps = max(1, round(warmup * num_steps))
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, max(num_steps, warmup_steps + 1))
     return optax.chain(_clip(clip_norm), optax.adamw(compiler.piece(schedule), b2=b2, weight_decay=weight_decay))

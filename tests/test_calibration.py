@@ -166,5 +166,12 @@ def test_what_is_no_number_scores_highest() -> None:
     found = evaluation.reading(judge, "typicality", jnp.zeros((3, 4)), jnp.full((2, 3, 2, 2), jnp.nan))
     for told in found:
         np.testing.assert_allclose(told, evaluation.HIGHEST)
+    judge = calibrate(np.full((1, 20), 0.5) + np.linspace(0, 0.01, 20))
+    far = jnp.array([[0.5, 1e29, jnp.inf]])
+    assert np.argsort(evaluation.reading(judge, "standardised_mean", jnp.zeros((3, 4)), far).scores).tolist() == [
+        0,
+        1,
+        2,
+    ]
     # As a heat map is smoothed.
     assert np.isfinite(gaussian_filter(np.asarray(found.maps), 1.5, axes=(1, 2))).all()

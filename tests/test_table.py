@@ -289,3 +289,10 @@ def test_rows_are_named_with_their_folder_or_without(tmp_path: Path) -> None:
     (tmp_path / "CV").mkdir()
     np.savez(tmp_path / "CV" / "a.npz", X=np.zeros((2, 2)), y=np.arange(2))
     assert cli.chosen_rows(str(tmp_path), ["a"]) == cli.chosen_rows(str(tmp_path), ["CV/a"]) == ["CV/a"]
+
+
+def test_the_rounding_of_a_mean_over_seeds_is_no_difference() -> None:
+    seeds = np.array([0.9, 0.8, 0.7])
+    values = np.tile([seeds.mean(), seeds[::-1].mean() - 2.3e-16], (6, 1))
+    assert (values[:, 0] != values[:, 1]).all()
+    assert table.mean_ranks(values).tolist() == [1.5, 1.5] and table.pairwise_p(values)[0, 1] == 1

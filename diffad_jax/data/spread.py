@@ -7,7 +7,7 @@ from absl import logging
 
 from diffad_jax.data.dataset import Chosen, Rows, chunks
 
-MOST_OF_ALL = 0.5  # of all deviation that a hundredth of the training rows may hold
+MOST_OF_ALL = 0.5  # of all deviation that a hundredth of the training rows, or one of them, may hold
 FEWEST = 20  # rows: of fewer a usual one may hold that
 
 
@@ -34,7 +34,7 @@ class Spread(NamedTuple):
 
 
 def spread_of(train: Rows) -> Spread:
-    """The spread of the training rows but for the farthest, one in a hundred at most, where these hold most of it.
+    """The spread of the training rows but for the farthest, one or one in a hundred at most, where these hold most of it.
 
     A few records of -999 in every column, as of a sensor that was off, would else make all others look alike: the whole of
     the columns' deviation would be theirs. Says what it leaves out.
